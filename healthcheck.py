@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""The sidecar's own health: one line in a file, written by the agent and judged by Docker.
+
+The line holds five fields, separated by single spaces; times are `time.monotonic()` seconds,
+which every process of a machine shares:
+
+    <promise> <ready until> <since> <state> <sentence>
+
+`promise` is the moment by which the agent will have written the next line. A living loop keeps
+it, whatever the registry and the service do; a dead, stuck or stopped one does not. `{age}` in
+the sentence stands for the seconds gone by since `since`.
+
+As a script: prints the sentence; exit 0 while the promise holds, else 1. With `--ready`: exit 0
+only while the service is registered and its last heartbeat was accepted within two intervals.
+"""
+
+import os
+import sys
+import time
+
+DEFAULT_PATH = "/tmp/heartbeat"  # a tmpfs in the container
+LONGEST_LINE = 4096  # bytes; the agent writes far fewer
+FARTHEST_PROMISE = 2 * 86400.0  # seconds; beyond it the line is of another boot or damaged
+
+
+def write(path: str, promise: float, ready_until: float, since: float, state: str, sentence: str) -> None:
+    """Replace the heartbeat file in one step, so that no reader ever sees half a line.
+
+    Args: `promise`, `ready_until`, `since` in seconds of the monotonic clock; `state` one word.
+    Raises OSError where the file cannot be written.
+    """
+    line = f"{promise:.3f} {ready_until:.3f} {since:.3f} {state} {sentence}\n"
+    draft = path + ".new"
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        os.write(file, line.encode("utf-8", "replace"))
+    finally:
+        os.close(file)
+    os.replace(draft, path)
+
+
+def read(path: str) -> bytes:
+    """Return the file's first bytes. Raises OSError. Never waits, not even for a pipe."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return os.read(file, LONGEST_LINE)
+    finally:
+        os.close(file)
+
+
+def judge(line: bytes, now: float, ready: bool = False) -> tuple[bool, str]:
+    """Compare the promise in `line` with `now` (monotonic seconds) and say what is to be shown.
+
+    Returns whether all is well (with `ready`: whether the service is registered, too) and one
+    printable line. Any bytes are taken; what is not a line of `write` is not healthy.
+    """
+    fields = line.decode("utf-8", "replace").rstrip("\n").split(" ", 4)
+    try:
+        promise, ready_until, since = (float(field) for field in fields[:3])
+        state, sentence = fields[3:]
+    except ValueError:
+        return False, "unhealthy: the heartbeat file is damaged"
+    if not promise - now < FARTHEST_PROMISE:  # so written, NaN is caught as well
+        return False, "unhealthy: the heartbeat file is damaged or of another boot"
+    age = f"{now - since:.0f} s" if abs(now - since) < FARTHEST_PROMISE * 1000 else "a long time"
+    sentence = sentence.replace("{age}", age, 1)
+    sentence = "".join(char if char.isprintable() else "?" for char in sentence)
+    if now > promise:
+        return False, f"unhealthy: the agent is {now - promise:.0f} s late; it said: {sentence}"
+    if ready and not (state == "registered" and now <= ready_until):
+        return False, f"not ready: {sentence}"
+    return True, sentence
+
+
+def main(arguments: list[str]) -> int:
+    """Judge the file that HEARTBEAT_FILE names, print one line, return the exit code."""
+    path = os.environ.get("HEARTBEAT_FILE") or DEFAULT_PATH
+    try:
+        well, sentence = judge(read(path), time.monotonic(), ready="--ready" in arguments)
+    except OSError as error:
+        well, sentence = False, f"unhealthy: no heartbeat file {path!r}: {error.strerror}"
+    os.write(1, sentence.encode("utf-8", "replace") + b"\n")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
