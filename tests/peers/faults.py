@@ -1,0 +1,379 @@
+"""The catalogue of misbehaviours that a peer can play instead of an answer.
+
+Each is a factory: `slow(3)` or `huge_body(megabytes=20)` gives a Fault, a callable that plays on the
+connection of an Exchange. FAULTS holds one of each, made with its default parameters, by name; `status_404`
+and its like are there too. All are bounded in bytes and in time and end as soon as the client goes away or
+the peer stops (which shuts the connection down, so both look the same from here).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import random
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
+
+if TYPE_CHECKING:
+    from peers.server import Exchange
+
+Fault = Callable[["Exchange"], None]
+P = ParamSpec("P")
+
+FAULTS: dict[str, Fault] = {}
+FACTORIES: dict[str, Callable[..., Fault]] = {}
+
+SECONDS = 120.0  # no fault plays longer
+MEGABYTE = 1 << 20
+ENDLESS = 400 * MEGABYTE  # bytes that stand for "without an end"
+FORGED = "2026-01-01 00:00:00 INFO Service registered successfully"
+STATUSES = (
+    101, 102, 103, 204, 206, 301, 302, 304, 307, 308, 400, 401, 403, 404, 409, 410, 418, 422, 429,
+    500, 502, 503, 504, 599, 999,
+)  # fmt: skip
+
+
+def fault(play: Callable[Concatenate[Exchange, P], None]) -> Callable[P, Fault]:
+    """Turn play(exchange, parameters...) into a factory of faults and put its default into the catalogue."""
+
+    def factory(*args: P.args, **kwargs: P.kwargs) -> Fault:
+        def played(exchange: Exchange) -> None:
+            play(exchange, *args, **kwargs)
+
+        played.__name__ = name
+        return played
+
+    name: str = play.__name__
+    factory.__doc__ = play.__doc__
+    FACTORIES[name] = factory
+    FAULTS[name] = factory()  # type: ignore[call-arg]  # every play has defaults for all its parameters
+    return factory
+
+
+def resolve(what: object) -> Fault:
+    """Return the fault for a name, a list [name, parameter...] or a callable. Raises KeyError, TypeError."""
+    if callable(what):
+        return what
+    if isinstance(what, str):
+        return FAULTS[what]
+    if isinstance(what, list) and what:
+        return FACTORIES[what[0]](*what[1:])
+    raise TypeError(f"not a fault: {what!r}")
+
+
+# Tools. Whatever goes out raw leaves the connection unfit for another request: close_connection.
+
+
+def _send(exchange: Exchange, data: bytes) -> None:
+    exchange.close_connection = True
+    exchange.connection.settimeout(SECONDS)
+    exchange.raw(data)
+
+
+def _head(*lines: str, status: str = "200 OK") -> bytes:
+    fields = ("Content-Type: application/json", *lines)
+    return "\r\n".join((f"HTTP/1.1 {status}", *fields, "", "")).encode("latin-1")
+
+
+def _client_waits(exchange: Exchange, seconds: float) -> bool:
+    """Wait so many seconds; return False at once when the connection has ended."""
+    exchange.close_connection = True
+    exchange.connection.settimeout(max(seconds, 0.001))
+    try:
+        if not socket.socket.recv(exchange.connection, 1, socket.MSG_PEEK):  # below TLS
+            return False
+        time.sleep(seconds)  # the client sent more: then this tells nothing
+    except TimeoutError:
+        pass
+    except OSError:
+        return False
+    return True
+
+
+def _pour(exchange: Exchange, blocks: Iterable[bytes], pause: float = 0.0) -> None:
+    """Send the blocks, with a pause in seconds before each, until they end or the time is over."""
+    exchange.close_connection = True
+    end = time.monotonic() + SECONDS
+    for block in blocks:
+        left = end - time.monotonic()
+        if left <= 0 or (pause and not _client_waits(exchange, pause)):
+            return
+        exchange.connection.settimeout(left)
+        exchange.raw(block)
+
+
+def _again(block: bytes, total: int) -> Iterable[bytes]:
+    """Return the block as often as makes this many bytes."""
+    return itertools.repeat(block, total // len(block))
+
+
+# The connection.
+
+
+@fault
+def garbage(exchange: Exchange, size: int = 4096) -> None:
+    """Bytes that are no HTTP, with control characters and a forged log line, then close."""
+    start = f"\x1b[2J\x1b]0;x\x07\x00\r{FORGED}\n{FORGED}\r\n"
+    _send(exchange, start.encode() + random.Random(size).randbytes(size))
+
+
+@fault
+def reset(exchange: Exchange) -> None:
+    """RST instead of an answer."""
+    exchange.close_connection = True
+    exchange.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    exchange.rfile.close()  # the socket is closed, and the reset sent, only when its last file is closed too
+    exchange.connection.close()
+
+
+@fault
+def close(exchange: Exchange) -> None:
+    """FIN instead of an answer."""
+    exchange.close_connection = True
+
+
+@fault
+def hang(exchange: Exchange, seconds: float = SECONDS) -> None:
+    """Never answer; close after so many seconds."""
+    _client_waits(exchange, seconds)
+
+
+@fault
+def slow(exchange: Exchange, seconds: float = 3.0) -> None:
+    """The sane answer, so many seconds late (and never where the client has gone by then)."""
+    keep = not exchange.close_connection
+    if _client_waits(exchange, seconds):
+        exchange.connection.settimeout(SECONDS)
+        exchange.close_connection = not keep
+        exchange.sane()
+
+
+@fault
+def drip_headers(exchange: Exchange, pause: float = 1.0) -> None:
+    """Status line and headers a byte a second, for two minutes."""
+    head = _head("Content-Length: 2", "X-Padding: " + "x" * 1000)
+    _pour(exchange, (bytes([byte]) for byte in head + b"{}"), pause)
+
+
+@fault
+def drip_body(exchange: Exchange, pause: float = 1.0, status: str = "200 OK") -> None:
+    """Headers at once, the body a byte a second."""
+    _send(exchange, _head("Content-Length: 1000", status=status))
+    _pour(exchange, _again(b" ", 1000), pause)
+
+
+# The status.
+
+
+@fault
+def status_100(exchange: Exchange, pause: float = 0.01) -> None:
+    """100 Continue, again and again, and no answer after it."""
+    _pour(exchange, _again(b"HTTP/1.1 100 Continue\r\n\r\n" * 100, ENDLESS), pause)
+
+
+@fault
+def status(
+    exchange: Exchange, code: int = 500, body: object = None, headers: Mapping[str, str] | None = None
+) -> None:
+    """A well-formed answer with this status; body as in Answer, by default a JSON detail."""
+    moved = {"Location": "/elsewhere"} if code in (301, 302, 307, 308) else {}
+    body = {"detail": f"status {code} played by the test peer"} if body is None else body
+    exchange.reply(code, body, {**moved, **(headers or {})})
+
+
+for _code in STATUSES:
+    FAULTS[f"status_{_code}"] = status(_code)
+
+
+@fault
+def redirect(exchange: Exchange, url: str = "http://127.0.0.1:9/elsewhere", code: int = 307) -> None:
+    """A redirect to this URL."""
+    exchange.reply(code, None, {"Location": url})
+
+
+def html_page(code: int, phrase: str) -> str:
+    """Return the error page of nginx."""
+    return (
+        f"<html>\r\n<head><title>{code} {phrase}</title></head>\r\n<body>\r\n<center><h1>{code} {phrase}</h1>"
+        "</center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
+    )
+
+
+@fault
+def html_502(exchange: Exchange) -> None:
+    """The page of nginx when no replica is left."""
+    exchange.reply(502, html_page(502, "Bad Gateway"), {"Content-Type": "text/html"})
+
+
+@fault
+def control_reason(exchange: Exchange) -> None:
+    """A reason phrase and a Location full of control characters."""
+    _send(exchange, _head("Location: http://x/\x1b[31m\r" + FORGED, "Content-Length: 0",
+                          status=f"307 \x1b[2J\x07\x9b31m\r{FORGED}"))  # fmt: skip
+
+
+# Framing.
+
+
+@fault
+def empty(exchange: Exchange) -> None:
+    """200 with nothing in it."""
+    exchange.reply(200)
+
+
+@fault
+def cut_headers(exchange: Exchange) -> None:
+    """Close in the middle of the headers."""
+    _send(exchange, _head("Content-Length: 2", "X-Cut: here")[:-8])
+
+
+@fault
+def long_length(exchange: Exchange) -> None:
+    """Promise more of a body than comes before the close."""
+    _send(exchange, _head("Content-Length: 1000") + b"{}")
+
+
+@fault
+def short_length(exchange: Exchange) -> None:
+    """Promise less of a body than is sent; the rest would be the start of the next answer."""
+    _send(exchange, _head("Content-Length: 2") + b'{}{"status":"healthy"}')
+
+
+@fault
+def bad_length(exchange: Exchange) -> None:
+    """A length that is no number."""
+    _send(exchange, _head("Content-Length: banana") + b"{}")
+
+
+@fault
+def two_lengths(exchange: Exchange) -> None:
+    """Two lengths that differ."""
+    _send(exchange, _head("Content-Length: 2", "Content-Length: 20") + b"{}")
+
+
+@fault
+def broken_chunks(exchange: Exchange) -> None:
+    """A chunk with a size that is no number, after a good one."""
+    _send(exchange, _head("Transfer-Encoding: chunked") + b"2\r\n{}\r\nzebra\r\n{}\r\n0\r\n\r\n")
+
+
+@fault
+def endless_chunk_line(exchange: Exchange, total: int = ENDLESS) -> None:
+    """A line with a chunk's size that does not end."""
+    _send(exchange, _head("Transfer-Encoding: chunked"))
+    _pour(exchange, _again(b"0" * 65536, total))
+
+
+@fault
+def endless_header_line(exchange: Exchange, total: int = ENDLESS) -> None:
+    """A header line that does not end."""
+    _send(exchange, b"HTTP/1.1 200 OK\r\nX-Long: ")
+    _pour(exchange, _again(b"x" * 65536, total))
+
+
+@fault
+def many_headers(exchange: Exchange, number: int = 10_000) -> None:
+    """A good answer with so many headers."""
+    _send(exchange, _head(*(f"X-Header-{n}: {n}" for n in range(number)), "Content-Length: 2") + b"{}")
+
+
+# The body.
+
+
+@fault
+def gzip_not(exchange: Exchange) -> None:
+    """A body that is said to be gzip and is not."""
+    exchange.reply(200, {"status": "healthy"}, {"Content-Encoding": "gzip"})
+
+
+@functools.lru_cache(maxsize=4)
+def _bomb(megabytes: int) -> bytes:
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
+    block = bytes(MEGABYTE)
+    return b"".join(squeeze.compress(block) for _ in range(megabytes)) + squeeze.flush()
+
+
+@fault
+def gzip_bomb(exchange: Exchange, megabytes: int = 128, chunked: bool = False) -> None:
+    """A small body that inflates about a thousandfold."""
+    bomb = _bomb(megabytes)
+    if chunked:
+        framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(bomb), bomb)
+        _send(exchange, _head("Content-Encoding: gzip", "Transfer-Encoding: chunked") + framed)
+    else:
+        exchange.reply(200, bomb, {"Content-Encoding": "gzip", "Content-Type": "application/json"})
+
+
+@fault
+def huge_body(exchange: Exchange, megabytes: int = 300, status: str = "200 OK") -> None:
+    """A body of this size, with its length."""
+    _send(exchange, _head(f"Content-Length: {megabytes * MEGABYTE}", status=status))
+    _pour(exchange, _again(b" " * 65536, megabytes * MEGABYTE))
+
+
+@fault
+def huge_chunked(exchange: Exchange, megabytes: int = 300) -> None:
+    """A body of this size in chunks."""
+    _send(exchange, _head("Transfer-Encoding: chunked"))
+    _pour(exchange, [b"10000\r\n" + b" " * 65536 + b"\r\n"] * (megabytes * 16))
+    exchange.raw(b"0\r\n\r\n")
+
+
+@fault
+def endless_body(exchange: Exchange, total: int = ENDLESS) -> None:
+    """A body without a length that does not end."""
+    _send(exchange, _head("Connection: close"))
+    _pour(exchange, _again(b"{" * 65536, total))
+
+
+NASTY = f"\x1b[31mred\x1b[0m\x07\x00\r\n{FORGED}\n\u2028{FORGED}\u2029\u0085\x9b2J\u202eesrever\u2066\ufeff"
+
+
+@fault
+def control_characters(exchange: Exchange, code: int = 500) -> None:
+    """A JSON detail with escape sequences, line ends, a forged log line, bidi overrides."""
+    exchange.reply(code, {"detail": NASTY, "status": NASTY, "version": NASTY})
+
+
+@fault
+def control_text(exchange: Exchange, code: int = 500) -> None:
+    """The same as plain text."""
+    exchange.reply(code, NASTY)
+
+
+@fault
+def echo_token(exchange: Exchange, code: int = 500) -> None:
+    """An error that repeats the secrets of the request."""
+    token, login = (exchange.headers.get(name) for name in ("X-Registry-Token", "Authorization"))
+    exchange.reply(code, {"detail": f"X-Registry-Token: {token}, Authorization: {login} refused"})
+
+
+@fault
+def deep_json(exchange: Exchange, depth: int = 100_000) -> None:
+    """Brackets in brackets, more than a parser's stack holds."""
+    exchange.reply(200, b"[" * depth, {"Content-Type": "application/json"})
+
+
+@fault
+def json_text(exchange: Exchange, text: str | bytes = b"{") -> None:
+    """200 with these bytes, said to be JSON."""
+    exchange.reply(200, text, {"Content-Type": "application/json"})
+
+
+_HUGE = json.dumps({"status": "s" * 1000, "version": "9" * 60_000})
+for _name, _text in {
+    "not_utf8": b'{"status":"\xff\xfe","version":"\xc3("}',
+    "nan_json": b'{"status":NaN,"version":-Infinity,"load":1e999}',
+    "huge_int_json": b'{"version":' + b"9" * 10_000 + b"}",
+    "surrogate_json": b'{"status":"\\ud800","version":"\\udfff"}',
+    "json_list": b'["healthy"]',
+    "json_null": b"null",
+    "json_nested": b'{"status":{"a":[1]},"version":{"b":null}}',
+    "json_huge_strings": _HUGE.encode(),
+}.items():
+    FAULTS[_name] = json_text(_text)
