@@ -108,6 +108,7 @@ class Settings(NamedTuple):
     def describe(self) -> str:
         """Return the settings in force on one line, without secrets."""
         shown = self._asdict() | {"registry_token": "***" if self.registry_token else ""}
+        del shown["registry_token_name"]
         return " ".join(f"{name.upper()}={show_value(value)}" for name, value in shown.items())
 
 
@@ -405,6 +406,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.stopping = False
         self.armed = False
+        self.end = math.inf  # of the call under way, on the monotonic clock
 
     def install(self) -> None:
         """Take over the signals, and one that came while Python was importing."""
@@ -422,11 +424,14 @@ class Interrupt:
         if number != signal.SIGALRM:
             self.stopping = True
             signal.setitimer(signal.ITIMER_REAL, self.AGAIN, self.AGAIN)
-        if self.armed:
-            raise Stop if self.stopping else Late
+        if self.armed and self.stopping:
+            raise Stop
+        if self.armed and time.monotonic() >= self.end:  # else it is no alarm of ours
+            raise Late
 
     def bounded(self, seconds: float, call: Callable[[], None]) -> None:
         """Run `call` for at most `seconds` (0: as long as it takes). Raises Late, or Stop at a signal."""
+        self.end = time.monotonic() + seconds if seconds else math.inf
         self.armed = True
         try:
             if self.stopping:
@@ -448,6 +453,7 @@ class LookUp(threading.Thread):
         super().__init__(daemon=True)
         self.arguments = arguments
         self.outcome: Any = None  # the addresses, or the exception
+        self.finished = threading.Semaphore(0)
 
     def run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
@@ -455,6 +461,7 @@ class LookUp(threading.Thread):
             self.outcome = resolve(*self.arguments)
         except Exception as error:
             self.outcome = error
+        self.finished.release()
 
 
 look_ups: dict[tuple[Any, ...], LookUp] = {}
@@ -467,10 +474,11 @@ def look_up(*arguments: Any) -> Any:
     """
     thread = look_ups.get(arguments)
     if thread is None or isinstance(thread.outcome, Exception):  # none, or one whose failure nobody waited for
-        thread = look_ups[arguments] = LookUp(arguments)
+        thread = LookUp(arguments)
         thread.start()
-    while thread.is_alive():
-        thread.join(0.1)  # in slices, for systems where no signal ends a join
+        look_ups[arguments] = thread
+    while thread.outcome is None:  # Thread.join takes a thread for ended when a signal handler raises (bpo-45274)
+        thread.finished.acquire(timeout=0.1)  # in slices, for systems where no signal ends a lock's wait
     look_ups.pop(arguments, None)
     if isinstance(thread.outcome, Exception):
         raise thread.outcome
@@ -588,8 +596,10 @@ def reason(error: BaseException, timeout: float) -> str:
 
 
 def describe_answer(response: requests.Response, content: bytes) -> str:
-    """Say what a peer answered: the status, and its message where that is for people."""
+    """Say what a peer answered: the status and, where something is wrong, its message for people."""
     status = str(response.status_code)
+    if 200 <= response.status_code < 300:
+        return status
     if 300 <= response.status_code < 400 and "Location" in response.headers:
         return f"{status}, a redirect to {show_value(response.headers['Location'])}, which is not followed"
     text = content.decode("utf-8", "replace").strip()
@@ -670,7 +680,8 @@ class Agent:
         self.failing_since = 0.0
         self.said_at = -math.inf
         self.file_fails = False
-        self.status = ("starting", "starting for {age}", clock())
+        self.status = ("starting", "starting for {age}", clock())  # for the heartbeat file
+        self.promised_until, self.promised_status = -math.inf, self.status  # what stands in it
 
     def run(self) -> int:
         """Go from state to state until a signal comes; return the exit code."""
@@ -896,13 +907,16 @@ class Agent:
     def pause(self, seconds: float) -> None:
         """Sleep. Raises Stop at a signal."""
         seconds = max(seconds, 0.0)
-        self.promise(seconds)
+        self.promise(seconds + self.settings.service_health_timeout + self.settings.registry_timeout)
         self.interrupt.bounded(0, lambda: self.sleep(seconds))
 
     def promise(self, seconds: float) -> None:
-        """Write the heartbeat file, which promises the next write within `seconds` and some grace."""
-        state, sentence, since = self.status
+        """Promise in the heartbeat file the next write within `seconds` and some grace; often it stands there."""
         until, ready_until = self.clock() + seconds + GRACE, self.accepted_at + 2 * self.interval
+        if until <= self.promised_until and self.status == self.promised_status:
+            return
+        self.promised_until, self.promised_status = until, self.status
+        state, sentence, since = self.status
         try:
             healthcheck.write(self.settings.heartbeat_file, until, ready_until, since, state, sentence)
             self.file_fails = False

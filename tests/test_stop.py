@@ -1,0 +1,286 @@
+"""SIGTERM and SIGINT: exit 0 within 3 s in every state, deregistered where the registry answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import AGENT, FOREVER, NAME, ROOT, Sidecar, environment, wait_until
+from peers.registry import Registry
+from peers.service import ToyService
+
+PROMISE = 3.0  # seconds
+
+
+def assert_stops(sidecar: Sidecar, number: int = signal.SIGTERM) -> None:
+    code, seconds = sidecar.stop(number)
+    assert code == 0, sidecar.log
+    assert seconds < PROMISE, sidecar.log
+    assert "Traceback" not in sidecar.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_between_heartbeats(registry: Registry, service: ToyService, number: int) -> None:
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=30) as sidecar:
+        sidecar.wait_for("Starting heartbeat loop")
+        assert registry.record(NAME)
+        assert_stops(sidecar, number)
+        assert registry.record(NAME) is None
+        assert sidecar.count("Service deregistered") == 1
+
+
+def test_while_waiting_for_the_service(registry: Registry) -> None:
+    with ToyService(healthy=False) as service, Sidecar(registry, service) as sidecar:
+        sidecar.wait_for("Waiting for the service")
+        assert_stops(sidecar)
+    assert registry.count() == 0  # nothing was registered, so there is nothing to take back
+
+
+def test_while_the_service_hangs(registry: Registry, service: ToyService) -> None:
+    service.pause()
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=30) as sidecar:
+        wait_until(lambda: service.connections, why="no probe")
+        assert_stops(sidecar)
+
+
+def test_while_backing_off(service: ToyService) -> None:
+    with Sidecar(Registry(), service) as sidecar:
+        sidecar.wait_for("Registration failed .attempt 3")
+        assert_stops(sidecar)
+        assert sidecar.count("Deregistration failed.*connection refused")
+
+
+def test_while_backing_off_from_a_registry_that_is_back(registry: Registry, service: ToyService) -> None:
+    registry.play("register", "status_503", times=FOREVER)
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_for("Registration failed .attempt 2")
+        assert_stops(sidecar)
+    assert registry.count("deregister") == 1
+
+
+@pytest.mark.parametrize("fault", ["hang", "drip_headers", "drip_body", "status_100", "endless_body"])
+@pytest.mark.parametrize("operation", ["register", "heartbeat"])
+def test_in_a_request_that_hangs(registry: Registry, service: ToyService, operation: str, fault: str) -> None:
+    registry.play(operation, fault, times=FOREVER)
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=30 if operation == "register" else 6) as sidecar:
+        wait_until(lambda: registry.count(operation), why="the request never came")
+        assert_stops(sidecar)
+    assert registry.record(NAME) is None
+
+
+@pytest.mark.parametrize("fault", ["hang", "drip_headers", "reset", "garbage", "huge_body", "status_500", "status_100"])
+def test_with_a_registry_that_fails_at_deregistration(registry: Registry, service: ToyService, fault: str) -> None:
+    registry.play("deregister", fault, times=FOREVER)
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_registered()
+        assert_stops(sidecar)
+
+
+@pytest.mark.parametrize("how", ["stopped", "paused"])
+def test_with_the_registry_gone(registry: Registry, service: ToyService, how: str) -> None:
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_registered()
+        registry.stop() if how == "stopped" else registry.pause()
+        assert_stops(sidecar)
+        assert sidecar.count("Deregistration failed")
+
+
+def test_while_the_service_is_down(registry: Registry, service: ToyService) -> None:
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_registered()
+        service.stop()
+        sidecar.wait_for("Service is DOWN")
+        assert_stops(sidecar)
+    assert registry.record(NAME) is None
+
+
+def test_more_signals_change_nothing(registry: Registry, service: ToyService) -> None:
+    registry.play("deregister", "hang", times=FOREVER)
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_registered()
+        began = time.monotonic()
+        for _ in range(20):
+            with contextlib.suppress(ProcessLookupError):
+                sidecar.process.send_signal(signal.SIGTERM)
+                sidecar.process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        assert sidecar.wait() == 0
+        assert time.monotonic() - began < PROMISE
+
+
+@pytest.mark.parametrize("delay", [0.02 * step for step in range(0, 24, 3)])
+def test_a_signal_at_any_moment_of_the_start_never_gets_lost(
+    registry: Registry, service: ToyService, delay: float
+) -> None:
+    """Before Python has run its first line the signal kills the process, which is as good outside a container."""
+    with Sidecar(registry, service) as sidecar:
+        time.sleep(delay)
+        code, seconds = sidecar.stop()
+        assert code in (0, -signal.SIGTERM)
+        assert seconds < PROMISE
+
+
+def test_deregistration_can_be_switched_off(registry: Registry, service: ToyService) -> None:
+    with Sidecar(registry, service, DEREGISTER_ON_EXIT="false") as sidecar:
+        sidecar.wait_registered()
+        assert_stops(sidecar)
+    assert registry.count("deregister") == 0
+    assert registry.record(NAME)
+
+
+# ---- a name look-up that hangs: a DNS server of the test's own that never answers
+
+
+@contextlib.contextmanager
+def dead_dns() -> Iterator[list[str]]:
+    """Yield the start of a command line that runs a program where every name look-up hangs (Linux).
+
+    In a mount namespace of its own resolv.conf names a UDP port on loopback that is bound and never read.
+    """
+    unshare = shutil.which("unshare")
+    trial = [unshare or "unshare", "--mount", "--map-root-user", "true"]
+    if os.geteuid() == 0:
+        trial.remove("--map-root-user")
+    if not unshare or subprocess.run(trial, capture_output=True).returncode != 0:
+        pytest.skip("needs unshare(1) with mount namespaces to put a dead DNS in place")
+    silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    address = f"127.53.{os.getpid() % 256}.{os.getpid() // 256 % 256}"
+    try:
+        silent.bind((address, 53))
+    except OSError as error:
+        silent.close()
+        pytest.skip(f"needs UDP port 53 of loopback for a DNS that never answers: {error}")
+    script = (
+        'printf "nameserver $2\\n" >"$1/resolv.conf" && printf "hosts: files dns\\n" >"$1/nsswitch.conf" &&'
+        ' mount --bind "$1/resolv.conf" "$(readlink -f /etc/resolv.conf)" &&'
+        ' mount --bind "$1/nsswitch.conf" "$(readlink -f /etc/nsswitch.conf)" && shift 2 && exec "$@"'
+    )
+    with silent, tempfile.TemporaryDirectory() as directory:
+        yield [*trial[:-1], "sh", "-c", script, "sh", directory, address]
+
+
+def test_a_name_look_up_that_hangs_is_bounded_and_ends_at_a_signal(service: ToyService) -> None:
+    with dead_dns() as prefix:
+        sidecar = Sidecar(None, service, REGISTRY_URL="http://registry.invalid:8888", REGISTRY_TIMEOUT=0.5)
+        sidecar.python = [*prefix, sys.executable, "-I"]
+        with sidecar:
+            sidecar.wait_for("Registration failed .attempt 2.*no answer within 0.5 s")
+            tasks = len(list(Path(f"/proc/{sidecar.process.pid}/task").iterdir()))
+            assert tasks == 2  # one look-up, joined by the second attempt
+            assert sidecar.health()[0] == 0
+            assert_stops(sidecar)
+
+
+def test_a_hanging_look_up_of_the_service_is_bounded_too(registry: Registry) -> None:
+    with dead_dns() as prefix:
+        sidecar = Sidecar(registry, None, SERVICE_HOST="vertice-osint", INITIAL_WAIT_TIMEOUT=60)
+        sidecar.python = [*prefix, sys.executable, "-I"]
+        with sidecar:
+            sidecar.wait_for("Waiting for the service .*no answer within 1 s")
+            assert_stops(sidecar)
+
+
+# ---- PID 1, plain process, python -I
+
+
+@pytest.mark.parametrize("flags", [[], ["-I"], ["-I", "-OO"]], ids=str)
+def test_runs_from_any_directory_with_and_without_isolation(
+    registry: Registry, service: ToyService, flags: list[str], tmp_path: Path
+) -> None:
+    sidecar = Sidecar(registry, service)
+    sidecar.python = ["sh", "-c", f'cd "{tmp_path}" && exec "$@"', "sh", sys.executable, *flags]
+    with sidecar:
+        sidecar.wait_registered()
+        assert_stops(sidecar)
+
+
+def test_as_pid_1_of_a_namespace_it_stops_and_deregisters(registry: Registry, service: ToyService) -> None:
+    """PID 1 gets no signal that it has no handler for; the child of unshare is one."""
+    unshare = shutil.which("unshare")
+    if not unshare or subprocess.run([unshare, "--pid", "--fork", "true"], capture_output=True).returncode != 0:
+        pytest.skip("needs unshare(1) with PID namespaces")
+    sidecar = Sidecar(registry, service)
+    sidecar.python = [unshare, "--pid", "--fork", "--kill-child", sys.executable, "-I"]
+    with sidecar:
+        sidecar.wait_registered()
+        children = Path(f"/proc/{sidecar.process.pid}/task/{sidecar.process.pid}/children").read_text().split()
+        began = time.monotonic()
+        os.kill(int(children[0]), signal.SIGTERM)
+        assert sidecar.wait() == 0
+        assert time.monotonic() - began < PROMISE
+    assert registry.record(NAME) is None
+
+
+# ---- what else may happen to the process
+
+
+def test_a_bug_is_logged_with_its_traceback_and_exit_code_1(service: ToyService, tmp_path: Path) -> None:
+    """The agent's own code is broken on purpose in a copy: no input is known that would do it."""
+    broken = AGENT.read_text().replace("        return self.registering\n", "        return 1 / 0\n")
+    (tmp_path / "agent.py").write_text(broken)
+    (tmp_path / "healthcheck.py").write_text((ROOT / "healthcheck.py").read_text())
+    settings = Sidecar(None, service).settings | {"HEARTBEAT_FILE": tmp_path / "heartbeat"}
+    done = subprocess.run(
+        [sys.executable, "-I", str(tmp_path / "agent.py")],
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == 1
+    assert "A bug in the sidecar" in done.stdout
+    assert "ZeroDivisionError" in done.stdout
+
+
+def test_a_log_that_nobody_reads_any_more_does_not_stop_the_agent(registry: Registry, service: ToyService) -> None:
+    sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=0.2)
+    read_end, write_end = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-I", str(AGENT)], env=environment(sidecar.settings), stdout=write_end, stderr=write_end
+    )
+    os.close(write_end)
+    try:
+        wait_until(lambda: registry.count("heartbeat") > 1)
+        os.close(read_end)
+        before = registry.count("heartbeat")
+        wait_until(lambda: registry.count("heartbeat") > before + 5)
+        process.terminate()
+        assert process.wait(PROMISE) in (0, 120)  # 120: Python could not flush its output, which it tells at exit
+    finally:
+        process.kill()
+        process.wait()
+        sidecar.directory.cleanup()
+
+
+def test_alarms_from_outside_do_no_harm(registry: Registry, service: ToyService) -> None:
+    """SIGALRM is the agent's own deadline; one that somebody else sends ends nothing."""
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
+        sidecar.wait_registered()
+        end = threading.Event()
+
+        def storm() -> None:
+            while not end.wait(0.003):
+                with contextlib.suppress(ProcessLookupError):
+                    sidecar.process.send_signal(signal.SIGALRM)
+
+        thread = threading.Thread(target=storm)
+        thread.start()
+        time.sleep(2)
+        end.set()
+        thread.join()
+        assert sidecar.process.poll() is None
+        assert not sidecar.count("WARNING")
+        seen = sidecar.count("Heartbeat accepted")
+        sidecar.wait_for("Heartbeat accepted", times=seen + 3)
+        assert_stops(sidecar)
