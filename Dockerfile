@@ -1,0 +1,33 @@
+# The registry sidecar's image:
+#
+#   docker build -t vertice-registry-sidecar:latest .
+#   docker build -t vertice-registry-sidecar:latest --build-arg TLS=1 .      for an https registry
+#
+# The builder gathers a root file system with python, busybox and the modules that the two scripts reach
+# (docker/rootfs.py), and tries it out (docker/smoke.py). The image is that and nothing else, FROM scratch:
+# a final FROM of some Alpine would break as soon as its musl is older than the builder's.
+FROM python:3.11-alpine AS builder
+# The classic builder leaves this stage behind; docker image prune --filter label=vertice-registry-sidecar=builder
+LABEL vertice-registry-sidecar=builder
+WORKDIR /build
+COPY requirements.txt ./
+RUN pip install --require-hashes --only-binary :all: --no-compile --no-cache-dir --disable-pip-version-check \
+    --root-user-action ignore --target site -r requirements.txt
+COPY docker docker
+COPY agent.py healthcheck.py ./
+ARG TLS=0
+RUN python -X no_debug_ranges docker/rootfs.py --site site --root /rootfs --tls "$TLS" \
+    && python docker/smoke.py --root /rootfs --tls "$TLS"
+
+FROM scratch
+LABEL org.opencontainers.image.title="vertice-registry-sidecar" \
+    org.opencontainers.image.description="Keeps the service beside it registered in an HTTP service registry"
+COPY --from=builder /rootfs /
+ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8
+WORKDIR /app
+USER 1000:1000
+# Healthy means that the loop is alive. `--ready` after it would mean registered, for those who wait for that.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-I", "-S", "/app/healthcheck.pyc"]
+# Byte code, for a user who may not write cannot keep what Python compiles: 40 ms of CPU at each start.
+ENTRYPOINT ["python", "-I", "/app/agent.pyc"]
