@@ -642,7 +642,9 @@ def health_metadata(body: bytes) -> dict[str, str]:
     if not isinstance(health, dict):
         return {}
     found = {key: health[key] for key in ("version", "status") if health.get(key) is not None}
-    return {key: (v if isinstance(v, str) else json.dumps(v))[:MAX_METADATA] for key, v in found.items()}
+    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in found.items()}
+    # A lone surrogate is no text that the registry could store: it would refuse the record for ever.
+    return {key: text[:MAX_METADATA].encode("utf-8", "replace").decode() for key, text in texts.items()}
 
 
 # ---------------------------------------------------------------------------- the agent
@@ -738,9 +740,11 @@ class Agent:
             if self.metadata != self.record:
                 log.info("Service has changed: %s", plain(self.metadata))
                 return self.registering
-            if attempt and self.clock() - self.accepted_at >= 2 * self.interval:
+            if attempt and self.left() <= 0:
                 return self.registering  # by now the record may have expired: an upsert does both
-            answer = self.ask("POST", "/heartbeat", {"service_name": self.settings.service_name})
+            # A retry takes a third of what is left, so that another one fits before the record expires.
+            timeout = max(self.left() / 3, self.pace * FIRST_WAIT) if attempt else math.inf
+            answer = self.ask("POST", "/heartbeat", {"service_name": self.settings.service_name}, timeout)
             if is_lost(answer):
                 self.log_loss(answer.said)
                 return self.registering
@@ -756,7 +760,7 @@ class Agent:
                 due, attempt = next_beat(self.phase, self.interval, self.clock()), 0
             else:
                 attempt += 1
-                wait = self.pace * backoff(attempt, self.uniform)
+                wait = min(self.pace * backoff(attempt, self.uniform), max(self.left(), 0.0))
                 due = self.clock() + self.failed("Heartbeat", "registered", answer, wait)
 
     def service_down(self) -> State:
@@ -831,9 +835,14 @@ class Agent:
 
     # -- the registry
 
-    def ask(self, method: str, path: str, payload: object = None, timeout: float = 0) -> Answer:
-        """Exchange one request with the registry; it alone gets the token."""
-        self.promise(timeout or self.settings.registry_timeout)
+    def left(self) -> float:
+        """Return the seconds until the record expires: two intervals are one TTL."""
+        return self.accepted_at + 2 * self.interval - self.clock()
+
+    def ask(self, method: str, path: str, payload: object = None, timeout: float = math.inf) -> Answer:
+        """Exchange one request with the registry, within `timeout` where that is less; it alone gets the token."""
+        timeout = min(timeout, self.settings.registry_timeout)
+        self.promise(timeout)
         return self.registry.exchange(method, path, payload, self.token, timeout)
 
     def register(self) -> Answer:
