@@ -180,6 +180,7 @@ class Environment:
         try:
             parts = urlsplit(value)
             sound = parts.scheme in ("http", "https") and is_host(parts.hostname or "") and parts.port != 0
+            requests.Request("GET", value).prepare()  # it takes fewer brackets than urlsplit
         except ValueError:
             sound = False
         if not sound or not re.fullmatch(r"[!-~]+", value) or re.search(r"[\\?#]", value):
@@ -218,7 +219,7 @@ def is_host(text: str) -> bool:
     if ":" in text:
         try:
             return bool(socket.inet_pton(socket.AF_INET6, text))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a character that is no ASCII, a NUL
             return False
     labels = text.removesuffix(".").split(".")
     return len(text) <= 253 and all(re.fullmatch("[A-Za-z0-9_-]{1,63}", label) for label in labels)
@@ -231,8 +232,7 @@ def is_token(text: str) -> bool:
 
 def read_token(path: str) -> str:
     """Return the token in the file. Raises OSError, or ValueError where it holds none."""
-    with open(path, encoding="ascii", errors="replace") as file:
-        token = file.read(MAX_BODY).strip()
+    token = healthcheck.read(path).decode("ascii", "replace").strip()
     if not is_token(token):
         raise ValueError("it must hold one token, printable ASCII without blanks")
     return token
@@ -882,7 +882,7 @@ class Agent:
         """Note that the registry took a registration or a heartbeat, and with it the end of an outage."""
         now = self.accepted_at = self.clock()
         if self.failures:
-            log.info("Registry is back after %.0f s and %d failures", now - self.failing_since, self.failures)
+            log.info("Registry is back after %.0f s (failures: %d)", now - self.failing_since, self.failures)
         self.failures = 0
         self.status = ("registered", "registered, last heartbeat {age} ago", now)
 
@@ -909,7 +909,11 @@ class Agent:
             return f"{where} refuses the token ({answer.said}): set {variables} to the registry's token"
         if 300 <= answer.status < 400:
             return f"{where} answered {answer.said}: set REGISTRY_URL to where the registry is"
-        return f"{where} answered {answer.said}" if answer.status else f"{where}: {answer.said}"
+        if answer.status:
+            return f"{where} answered {answer.said}"
+        published = self.accepted_at == -math.inf and urlsplit(self.settings.registry_url).port == 8888
+        hint = " (8888 is its port on the host; inside its Docker network it is 80: check REGISTRY_URL)"
+        return f"{where}: {answer.said}" + (hint if published else "")
 
     # -- waiting, and the sign of life
 
@@ -921,17 +925,19 @@ class Agent:
 
     def promise(self, seconds: float) -> None:
         """Promise in the heartbeat file the next write within `seconds` and some grace; often it stands there."""
-        until, ready_until = self.clock() + seconds + GRACE, self.accepted_at + 2 * self.interval
+        settings, until = self.settings, self.clock() + seconds + GRACE
+        ready_until = self.accepted_at + 2 * self.interval
         if until <= self.promised_until and self.status == self.promised_status:
             return
         self.promised_until, self.promised_status = until, self.status
         state, sentence, since = self.status
         try:
-            healthcheck.write(self.settings.heartbeat_file, until, ready_until, since, state, sentence)
+            healthcheck.write(settings.heartbeat_file, until, ready_until, since, state, sentence)
             self.file_fails = False
         except OSError as error:
             if not self.file_fails:
-                log.warning("HEARTBEAT_FILE=%s cannot be written: %s", self.settings.heartbeat_file, plain(error))
+                path = show_value(settings.heartbeat_file)
+                log.warning("HEARTBEAT_FILE=%s cannot be written: %s", path, plain(error))
             self.file_fails = True
 
     def log_now_and_then(self, message: str, *words: object) -> None:

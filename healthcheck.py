@@ -20,7 +20,7 @@ import time
 
 DEFAULT_PATH = "/tmp/heartbeat"  # a tmpfs in the container
 LONGEST_LINE = 4096  # bytes; the agent writes far fewer
-FARTHEST_PROMISE = 2 * 86400.0  # seconds; beyond it the line is of another boot or damaged
+FARTHEST_PROMISE = 3 * 86400.0  # seconds; beyond it the line is of another boot or damaged
 
 
 def write(path: str, promise: float, ready_until: float, since: float, state: str, sentence: str) -> None:
@@ -74,7 +74,7 @@ def judge(line: bytes, now: float, ready: bool = False) -> tuple[bool, str]:
 
 def main(arguments: list[str]) -> int:
     """Judge the file that HEARTBEAT_FILE names, print one line, return the exit code."""
-    path = os.environ.get("HEARTBEAT_FILE") or DEFAULT_PATH
+    path = os.environ.get("HEARTBEAT_FILE", "").strip() or DEFAULT_PATH
     try:
         well, sentence = judge(read(path), time.monotonic(), ready="--ready" in arguments)
     except OSError as error:
