@@ -227,7 +227,7 @@ def is_host(text: str) -> bool:
 
 def is_token(text: str) -> bool:
     """Tell whether `text` can stand in a header: printable ASCII without blanks."""
-    return re.fullmatch("[!-~]{1,4096}", text) is not None
+    return re.fullmatch("[!-~]{1,4095}", text) is not None  # no file is read any further
 
 
 def read_token(path: str) -> str:
@@ -332,21 +332,39 @@ def parse_retry_after(value: str, wall_clock: float) -> float:
 
 # ---------------------------------------------------------------------------- the log
 
-secrets: set[str] = set()  # blotted out of whatever a peer says: it may send the token back
+secrets: dict[str, re.Pattern[str]] = {}  # blotted out of whatever a peer says: it may send the token back
+
+
+def keep_secret(secret: str) -> None:
+    """Keep `secret` out of the log from now on, also escaped as in JSON or a URL."""
+    # At most four backslashes, lest a body full of them take quadratic time.
+    characters = (rf"(?:\\{{0,4}}{re.escape(char)}|%{ord(char):02x})" for char in secret)
+    secrets[secret] = re.compile("".join(characters), re.IGNORECASE)
+
+
+def url_secrets(url: str) -> list[str]:
+    """Return what stands in a URL's credentials, also in the form in which it is sent."""
+    parts = urlsplit(url)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if not user and not password:
+        return []
+    basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return [basic, password, parts.password or ""] if password else [basic, user]  # a key may stand there alone
 
 
 def plain(words: object) -> str:
     """Make a peer's words fit for one line of a log: no secret, no control character, 200 characters."""
     text = str(words)
     for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
+        text = secrets[secret].sub("***", text)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MAX_SAID + 1])
     return text if len(text) <= MAX_SAID else text[: MAX_SAID - 3] + "..."
 
 
 def show_value(value: object) -> str:
     """Show a setting's value on one line; credentials and the query of a URL stay hidden."""
-    text = re.sub(r"^([^:]*://)?.*@", r"\1***@", str(value), flags=re.DOTALL)
+    text = re.sub(r"^([^:]*://)?[^?]*\?.*@.*", r"\1***", str(value), flags=re.DOTALL)  # a query, or a password with a ?
+    text = re.sub(r"^([^:]*://)?.*@", r"\1***@", text, flags=re.DOTALL)
     text = plain(re.sub(r"\?.*", "?***", text, flags=re.DOTALL))
     return repr(text) if " " in text or not text else text
 
@@ -671,6 +689,7 @@ class Agent:
         self.token = settings.registry_token
         self.interval = settings.heartbeat_interval
         self.phase = clock() + uniform(0, self.interval)  # a fleet started together does not beat together
+        self.offset = int(uniform(0, CONFIRM_EVERY))  # nor does it look for its records together
         self.pace = min(1.0, self.interval / 30)  # shortens the waits inside a short slot, so that a retry fits
         self.was_healthy = False  # whether the service has ever been
         self.problem = ""  # what the last failed probe brought
@@ -755,7 +774,7 @@ class Agent:
                 self.accepted()
                 self.beats += 1
                 log.info("Heartbeat accepted")
-                if self.beats % CONFIRM_EVERY == 0 and not self.is_listed():
+                if (self.beats + self.offset) % CONFIRM_EVERY == 0 and not self.is_listed():
                     return self.registering
                 due, attempt = next_beat(self.phase, self.interval, self.clock()), 0
             else:
@@ -851,7 +870,7 @@ class Agent:
         if settings.registry_token_file:
             try:
                 self.token = read_token(settings.registry_token_file)
-                secrets.add(self.token)
+                keep_secret(self.token)
             except (OSError, ValueError) as error:
                 log.warning("REGISTRY_TOKEN_FILE cannot be read, the token stays as it was: %s", plain(error))
         self.record = self.metadata
@@ -961,10 +980,8 @@ def main() -> int:
             log.error("Bad setting: %s", problem)
         return 2
     set_up_log(settings.log_level, settings.log_format == "json")
-    url = urlsplit(settings.registry_url)
-    user, password = unquote(url.username or ""), unquote(url.password or "")
-    basic = base64.b64encode(f"{user}:{password}".encode()).decode()
-    secrets.update(filter(None, (settings.registry_token, url.password, password, password and basic)))
+    for secret in filter(None, (settings.registry_token, *url_secrets(settings.registry_url))):
+        keep_secret(secret)
     tame_libraries()
     log.info("Registry sidecar starts: %s", settings.describe())
     for line in doubts(settings):
@@ -977,4 +994,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_code = main()
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads the log any more; Python would try again, and make the exit code 120
+        sys.stdout = None
+    raise SystemExit(exit_code)

@@ -256,7 +256,7 @@ def test_a_log_that_nobody_reads_any_more_does_not_stop_the_agent(registry: Regi
         before = registry.count("heartbeat")
         wait_until(lambda: registry.count("heartbeat") > before + 5)
         process.terminate()
-        assert process.wait(PROMISE) in (0, 120)  # 120: Python could not flush its output, which it tells at exit
+        assert process.wait(PROMISE) == 0
     finally:
         process.kill()
         process.wait()

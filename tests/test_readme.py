@@ -1,0 +1,135 @@
+"""Does the README tell the truth? Its settings, its log and health lines, its commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+from documents import blocks, code, occurs, read, table
+from harness import FOREVER, ROOT, Sidecar, wait_until
+from peers.registry import Registry
+from peers.service import ToyService
+
+import agent
+
+README = "README.md"
+# These commands stand in the README without a block of their own run here: what runs them instead.
+RUN_ELSEWHERE = {
+    "sh tests/demo.sh": "tests/test_demo.py",
+    "sh tests/run.sh": "this very run",
+    "docker build -t vertice-registry-sidecar:latest .": "tests/containers/test_image.py",
+}
+
+
+def test_the_settings_table_is_complete_and_its_defaults_are_right() -> None:
+    rows = {code(name)[0]: default for name, default, _ in table(README, "Settings")}
+    settings = agent.read_settings({"SERVICE_NAME": "abc", "SERVICE_HOST": "abc"})._asdict()
+    del settings["registry_token_name"]
+    assert list(rows) == [name for name in rows if name.lower() in settings]
+    assert {name.lower() for name in rows} == set(settings)
+    for name, default in rows.items():
+        value = settings[name.lower()]
+        if default == "none":
+            assert not value
+        elif default != "required":
+            shown = str(value).lower() if isinstance(value, bool) else f"{value:g}" if value is float else str(value)
+            assert code(default)[0] == re.sub(r"\.0$", "", shown), name
+
+
+def real_output() -> tuple[list[str], list[str]]:
+    """Return the log and the health lines of real agents that went through all that the README tells of."""
+    health: list[str] = []
+
+    def note(sidecar: Sidecar, *patterns: str, code: int = 0) -> None:
+        health.extend(sidecar.wait_health(pattern, code, timeout=30) for pattern in patterns)
+
+    registry = Registry(ttl=4.0, dialect="deployed", token="secret")
+    service = ToyService()
+    with Sidecar(registry, service, REGISTRY_TOKEN="secret", HEARTBEAT_INTERVAL=1) as sidecar:
+        note(sidecar, "^waiting")
+        with service, registry:
+            registry.stop()
+            sidecar.wait_for("Registration failed")
+            registry.start()
+            sidecar.wait_for("Heartbeat accepted")
+            note(sidecar, "^registered")
+            registry.forget()
+            sidecar.wait_for("has lost the record")
+            registry.play("*", ["status", 503, {"detail": "come back later"}], times=FOREVER)
+            note(sidecar, "^registry failing")
+            registry.sane()
+            sidecar.wait_for("Registry is back", times=2, timeout=40)
+            registry.play("heartbeat", ["status", 200, {}], times=FOREVER)
+            wait_until(registry.names)
+            registry.forget()
+            sidecar.wait_for("does not list", timeout=40)
+            registry.sane()
+            registry.token = "other"
+            sidecar.wait_for("refuses the token")
+            registry.token = "secret"
+            seen = sidecar.count("Heartbeat accepted")
+            sidecar.wait_for("Heartbeat accepted", times=seen + 1, timeout=40)
+            service.stop()
+            note(sidecar, "^service down")
+            service.start()
+            sidecar.wait_for("READY again")
+            service.version = "2.0.0"
+            sidecar.wait_for("Service has changed")
+            registry.play("heartbeat", "hang")
+            sidecar.wait_for("no answer within")
+            registry.stop()
+            note(sidecar, "^registry unreachable.*refused")
+            registry.start()
+            note(sidecar, "^registered")
+            sidecar.process.kill()
+            note(sidecar, "^unhealthy: the agent is", code=1)
+    log = list(sidecar.lines)
+    with Sidecar(None, None, SERVICE_NAME="a b", REGISTRY_URL="https://") as sidecar:
+        sidecar.wait()
+    return log + sidecar.lines, health
+
+
+def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
+    log, health = real_output()
+    elsewhere = "name look-up failed"  # tests/containers/test_failures.py: it takes a DNS server that answers nothing
+    for row in table(README, "What happens when"):
+        for quoted in code(row[2]):
+            assert elsewhere in quoted or occurs(quoted, log), f"{quoted!r} is not in the log:\n" + "\n".join(log)
+    for row in table(README, "Health"):
+        assert occurs(code(row[1])[0], health), f"{row[1]} is not in:\n" + "".join(health)
+    for row in table(README, "Troubleshooting"):
+        assert any(code(row[0])[0] in line for line in log), f"{row[0]} finds nothing"
+
+
+def test_the_example_to_paste_is_accepted_by_the_agent() -> None:
+    example: dict[str, Any] = yaml.safe_load(next(b.text for b in blocks(README) if b.language == "yaml"))
+    (sidecar,) = example["services"].values()
+    variables = {name: str(value) for name, value in sidecar["environment"].items()}
+    assert agent.doubts(agent.read_settings(variables)) == []
+
+
+def test_every_command_is_run_by_some_test() -> None:
+    commands = [line for b in blocks(README) if b.language == "sh" for line in b.text.splitlines()]
+    containers = (ROOT / "tests" / "containers" / "test_documents.py").read_text(encoding="utf-8")
+    assert "blocks(" in containers
+    unknown = [c for c in commands if c not in RUN_ELSEWHERE and not c.startswith(("docker exec", "python tests/"))]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "INTEGRATION_GUIDE.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    text = read(document)
+    headings = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        assert not path or (ROOT / path).exists(), target
+        assert not anchor or path or anchor in headings, target
+
+
+def test_the_scripts_are_plain_posix_sh() -> None:
+    for script in ROOT.glob("tests/*.sh"):
+        subprocess.run(["sh", "-n", script], check=True, env={"PATH": os.environ["PATH"]})
