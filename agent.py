@@ -292,7 +292,7 @@ def doubts(settings: Settings) -> list[str]:
         lines.append(
             f"SERVICE_NAME={settings.service_name}: names are by convention 3 to 64 lowercase letters, digits, _ and -"
         )
-    if settings.registry_ca_file and not settings.registry_url.startswith("https:"):
+    if settings.registry_ca_file and not settings.registry_url.lower().startswith("https:"):
         lines.append("REGISTRY_CA_FILE: of no use while REGISTRY_URL begins with http://")
     return lines
 
@@ -337,9 +337,13 @@ secrets: dict[str, re.Pattern[str]] = {}  # blotted out of whatever a peer says:
 
 def keep_secret(secret: str) -> None:
     """Keep `secret` out of the log from now on, also escaped as in JSON or a URL."""
-    # At most four backslashes, lest a body full of them take quadratic time.
-    characters = (rf"(?:\\{{0,4}}{re.escape(char)}|%{ord(char):02x})" for char in secret)
-    secrets[secret] = re.compile("".join(characters), re.IGNORECASE)
+    pattern = ""
+    for part in re.findall(r"\\+|[^\\]", secret):  # backslashes in one go, and bounded: else the search takes for ever
+        if part[0] == "\\":
+            pattern += rf"(?:\\{{{len(part)},{5 * len(part)}}}|(?:%5c){{{len(part)}}})"
+        else:
+            pattern += rf"(?:\\{{0,4}}{re.escape(part)}|%{ord(part):02x})"
+    secrets[secret] = re.compile(pattern, re.IGNORECASE)
 
 
 def url_secrets(url: str) -> list[str]:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -33,12 +33,12 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
     return kept | {name: str(value) for name, value in settings.items()}
 
 
-def wait_until(what: Callable[[], T], timeout: float = 15.0, why: str = "") -> T:
-    """Return what() as soon as it is true. Raises AssertionError after timeout seconds."""
+def wait_until(what: Callable[[], T], timeout: float = 15.0, why: str = "", every: float = 0.01) -> T:
+    """Return what(), asked every so many seconds, once it is true. Raises AssertionError after timeout seconds."""
     end = time.monotonic() + timeout
     while not (result := what()):
         assert time.monotonic() < end, f"not within {timeout} s: {why or what}"
-        time.sleep(0.01)
+        time.sleep(every)
     return result
 
 
@@ -66,10 +66,11 @@ class Sidecar:
         self.lines: list[str] = []
         self.times: list[float] = []  # monotonic, one for each line
         self.python = [sys.executable, "-I"]
+        self.script = [str(AGENT)]  # and its arguments
 
     def start(self) -> Self:
         self.process = subprocess.Popen(
-            [*self.python, str(AGENT)],
+            [*self.python, *self.script],
             env=environment(self.settings),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -85,8 +86,12 @@ class Sidecar:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.times.append(time.monotonic())
-            self.lines.append(line.rstrip("\n"))
+            self.heard(line.rstrip("\n"))
+
+    def heard(self, line: str) -> None:
+        """Take one line of the log, as it comes, in a thread of its own."""
+        self.times.append(time.monotonic())
+        self.lines.append(line)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -94,6 +99,10 @@ class Sidecar:
     def __exit__(self, *exception: object) -> None:
         if exception[0] is not None:
             print("\n".join(self.lines[-200:]))  # for the report of a failed test
+        self.close()
+
+    def close(self) -> None:
+        """End the agent, by force where it does not stop, and remove its files."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()  # rather than kill, so that coverage is written
@@ -179,6 +188,18 @@ def run_agent(settings: Mapping[str, object], timeout: float = 20.0) -> subproce
     )
 
 
+LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR|CRITICAL) .{1,400}")
+
+
+def odd_lines(lines: Iterable[str]) -> list[str]:
+    """Return what is not one printable line of the agent's own form, of a bearable length, in a log as text.
+
+    So a traceback is odd, and a line forged by a peer. The line with the settings is left out: it is long.
+    """
+    own = (line for line in lines if "Registry sidecar starts" not in line)
+    return [line for line in own if not (LINE.fullmatch(line) and line.isprintable())]
+
+
 class Sampler:
     """Looks every 20 ms whether a name is in the registry, and remembers each time it was not."""
 
@@ -214,6 +235,7 @@ __all__ = [
     "Sidecar",
     "ToyService",
     "environment",
+    "odd_lines",
     "run_agent",
     "wait_until",
 ]

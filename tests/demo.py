@@ -1,0 +1,370 @@
+"""The demo: the real agent beside a toy service, with the embedded registry, through all that it is made for.
+
+Each step shows what a user would look at: the agent's log, the record in the registry, the health line. And
+each checks what has come of it, by the registry's own word. Exit code 0: all came true; 1: something did not,
+and the last line says what; 128 + n: ended by signal n. Nothing is left behind in any case.
+
+Needs an interpreter that has requests, for the agent; `sh tests/demo.sh` sees to that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from harness import NAME, ROOT, Sidecar, wait_until
+from peers.service import ToyService
+
+TTL, INTERVAL = 4.0, 2.0  # seconds; they stand for 60 and 30
+PATIENCE = 20.0  # seconds until what should come true counts as failed; a quick machine needs a third of it
+STOP_PROMISE = 3.0  # seconds from SIGTERM to the agent's end
+RED, GREEN, YELLOW, CYAN, BOLD, DIM = "31", "32", "33", "36", "1", "2"
+
+T = TypeVar("T")
+
+
+class StepError(Exception):
+    """Something did not come true."""
+
+
+class Screen:
+    """Prints what happens, in colour on a terminal (unless NO_COLOR is set), in ASCII where it must be."""
+
+    def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+        unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        self.tick, self.cross, self.bar, self.rule = "✓✗│─" if unicode else ("OK", "FAILED", "|", "-")
+        self.coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self.width = max(shutil.get_terminal_size((100, 24)).columns, 60)
+        self.lock = threading.Lock()
+
+    def show(self, text: str, colour: str = "", start: str = "  ", indent: str = "  ") -> None:
+        """Print a text, wrapped to the width; its first line begins with start, further ones with indent."""
+        wrapper = textwrap.TextWrapper(
+            self.width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False
+        )
+        lines = wrapper.wrap(text) or [start]
+        if self.coloured and colour:
+            lines = [f"\033[{colour}m{line}\033[0m" for line in lines]
+        with self.lock:
+            print("\n".join(lines))
+
+    def heading(self, text: str) -> None:
+        self.show("", start="")
+        self.show(f"{text} ".ljust(min(self.width, 100), self.rule), BOLD, start="")
+
+    def agent(self, line: str) -> None:
+        """Show a line of the agent's log."""
+        level = re.search(r" (WARNING|ERROR|CRITICAL) ", line)
+        colour = DIM if level is None else YELLOW if level[1] == "WARNING" else RED
+        self.show(line, colour, start=f"  agent {self.bar} ", indent=f"        {self.bar}   ")
+
+    def command(self, command: str, output: str = "") -> None:
+        """Show a command as a user would type it, and what it says, if anything."""
+        self.show(command, CYAN, start="  $ ", indent="      ")
+        for line in output.splitlines():
+            self.show(line.lstrip(), start="    " + " " * (len(line) - len(line.lstrip())), indent="      ")
+
+    def passed(self, text: str) -> None:
+        self.show(text, GREEN, start=f"  {self.tick} ", indent="    ")
+
+    def failed(self, text: str) -> None:
+        self.show(text, RED, start=f"{self.cross} ", indent="  ")
+
+
+class Agent(Sidecar):
+    """The agent, its log shown live."""
+
+    def __init__(self, screen: Screen, **settings: object) -> None:
+        super().__init__(None, None, **settings)
+        self.screen = screen
+
+    def heard(self, line: str) -> None:
+        super().heard(line)
+        with contextlib.suppress(OSError):  # whoever read the demo's output has gone
+            self.screen.agent(line)
+
+
+class Program:
+    """A peer as a process of its own, which can be killed and started again on the same port."""
+
+    def __init__(self, script: str, port: int = 0) -> None:
+        """Args: file name in tests/peers; port, 0 lets it choose a free one."""
+        self.script, self.port = script, port
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, *options: str) -> None:
+        """Start it and wait until it listens. Raises StepError where it does not."""
+        command = [sys.executable, str(ROOT / "tests" / "peers" / self.script), f"--port={self.port}", *options]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the demo, which ends the rest in order
+        )
+        assert self.process.stdout is not None
+        in_time, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        said = self.process.stdout.readline() if in_time else ""
+        if " listening on " not in said:
+            said += self.kill()
+            raise StepError(f"{self.script} does not start: {said or 'not a word from it'}")
+        self.port = urlsplit(said.split()[-1]).port or 0
+
+    def kill(self) -> str:
+        """End it, if it runs, the hard way, like a crash; return what it had printed since the start."""
+        if self.process is None:
+            return ""
+        process, self.process = self.process, None
+        process.kill()
+        said, _ = process.communicate()
+        return said
+
+    def ask(self, method: str, path: str, payload: object = None) -> tuple[int, Any]:
+        """Send one request; return the status and the body, decoded where it is JSON. Raises StepError."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request(method, path, None if payload is None else json.dumps(payload))
+            response = connection.getresponse()
+            body = response.read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            raise StepError(f"{self.script} does not answer: {error!r}") from None
+        finally:
+            connection.close()
+        return response.status, json.loads(body) if body.startswith(("{", "[")) else body
+
+
+class Demo:
+    """The story. Each step is a method, and needs those before it."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+        self.signals: list[int] = []  # those that came; looked at in every wait, so that nothing is left half done
+        self.registry = Program("registry.py")
+        self.service = Program("service.py")
+        self.agent: Agent | None = None
+        self.step = "set-up"
+
+    def run(self) -> None:
+        """Go through the steps. Raises StepError; KeyboardInterrupt after a signal."""
+        steps = (
+            ("The agent waits for the service, registers it and sends heartbeats", self.begins),
+            ("The registry forgets the service", self.record_is_lost),
+            ("The registry is gone for a while, and comes back empty", self.registry_is_gone),
+            ("The service crashes, and returns with a new version", self.service_crashes),
+            ("SIGTERM: the agent takes its record back and ends", self.sigterm),
+        )
+        self.screen.show(f"A TTL of {TTL:g} s and an interval of {INTERVAL:g} s stand for 60 s and 30 s.", start="")
+        for number, (title, step) in enumerate(steps, 1):
+            self.step = f"step {number} ({title})"
+            self.screen.heading(f"{number}. {title}")
+            step()
+        self.screen.show("", start="")
+
+    def close(self) -> None:
+        """End every process that was started and remove the agent's files."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.registry.kill)
+            stack.callback(self.service.kill)
+            if self.agent is not None:
+                self.agent.close()
+
+    # -- the steps
+
+    def begins(self) -> None:
+        self.registry.start(f"--ttl={TTL:g}")
+        self.service.port = ToyService().port  # a free one
+        self.screen.show(f"The registry is at {self.registry.url}, the service will be at {self.service.url}.")
+        agent = Agent(
+            self.screen,
+            HEARTBEAT_INTERVAL=f"{INTERVAL:g}",
+            REGISTRY_URL=self.registry.url,
+            SERVICE_PORT=self.service.port,
+        )
+        self.agent = agent.start()
+        self.wait_health(r"waiting for the service .*connection refused")
+        self.check(self.count("register") == 0, "the service is not up: nothing has been registered")
+
+        self.screen.show("Now the service starts.")
+        self.service.start("--version=1.0.0")
+        record = self.wait("the record is in the registry", self.record)
+        self.check(
+            record["endpoint"] == self.service.url and record["metadata"].get("version") == "1.0.0",
+            "the service is up and registered, with its address and its version",
+        )
+        self.wait("heartbeats keep the record alive", lambda: self.count("heartbeat") > 1 and self.is_refreshed())
+        self.show_record()
+        self.wait_health(r"^registered, last heartbeat")
+        self.screen.passed("heartbeats keep the record alive: last_heartbeat is later than registered_at")
+
+    def record_is_lost(self) -> None:
+        registered_at = self.wait("there is a record to lose", self.record)["registered_at"]
+        refused = self.refused_heartbeats()
+        began = time.monotonic()
+        self.registry.ask("POST", "/_control", {"forget": NAME})
+        self.screen.command(f"""curl -d '{{"forget": "{NAME}"}}' {self.registry.url}/_control""")
+        self.wait("the record is back", lambda: (self.record() or {}).get("registered_at", "") > registered_at)
+        seconds = time.monotonic() - began
+        self.show_record()
+        refused = self.refused_heartbeats() - refused
+        # More than one and one for a slow look would mean that it came back for another reason.
+        self.check(1 <= refused <= 2, f"the first refused heartbeat brought the record back, after {seconds:.1f} s")
+
+    def registry_is_gone(self) -> None:
+        self.registry.kill()
+        self.screen.show("The registry's process has been killed.")
+        self.wait_health(r"registry unreachable .*attempt ([4-9]|\d\d)")
+        self.screen.passed("the sidecar itself stays healthy, lest it be restarted, and goes on trying")
+
+        began = time.monotonic()
+        self.registry.start(f"--ttl={TTL:g}")
+        self.screen.show("The registry is up again, without any record.")
+        self.wait("the record is back", self.record)
+        seconds = time.monotonic() - began
+        self.wait_health(r"^registered, last heartbeat")
+        self.check(self.count("register") > 0, f"registered anew, {seconds:.1f} s after the registry's start")
+
+    def service_crashes(self) -> None:
+        self.service.kill()
+        self.screen.show("The service's process has been killed.")
+        self.wait_health(r"^service down")
+        heartbeats = self.count("heartbeat")
+        self.wait("the record has expired", lambda: self.record() is None)
+        self.show_record()
+        self.check(
+            self.count("heartbeat") == heartbeats and self.count("deregister") == 0,
+            f"no heartbeat for a dead service: its record has expired, {TTL:g} s after the last one",
+        )
+
+        began = time.monotonic()
+        self.service.start("--version=2.0.0")
+        self.screen.show("The service is up again, as version 2.0.0.")
+        record = self.wait("the record is back", self.record)
+        seconds = time.monotonic() - began
+        self.show_record()
+        self.check(
+            record["metadata"].get("version") == "2.0.0",
+            f"registered with its new version, {seconds:.1f} s after its start",
+        )
+
+    def sigterm(self) -> None:
+        assert self.agent is not None
+        self.wait("there is a record to take back", self.record)
+        self.screen.command(f"kill -TERM {self.agent.process.pid}")
+        code, seconds = self.agent.stop()
+        self.show_record()
+        self.check(self.record() is None and self.count("deregister") == 1, "deregistered: the record is gone at once")
+        self.check(code == 0 and seconds < STOP_PROMISE, f"the agent ended with exit code {code} after {seconds:.1f} s")
+
+    # -- looking and judging
+
+    def wait(self, what: str, is_so: Callable[[], T]) -> T:
+        """Return is_so() once it is true. Raises StepError when it takes too long, KeyboardInterrupt after a signal."""
+
+        def look() -> T:
+            self.stop_at_signal()
+            if self.agent is not None and self.agent.process.poll() is not None:
+                raise StepError(f"before {what}, the agent ended with exit code {self.agent.wait()}")
+            return is_so()
+
+        try:
+            result = wait_until(look, PATIENCE, what, every=0.1)
+        except AssertionError as error:
+            raise StepError(str(error)) from None
+        time.sleep(0.1)  # so that the agent's line about it is shown first
+        return result
+
+    def check(self, is_so: bool, what: str) -> None:
+        """Show what has come true. Raises StepError where it has not, KeyboardInterrupt after a signal."""
+        self.stop_at_signal()
+        if not is_so:
+            raise StepError(f"this is not so: {what}")
+        self.screen.passed(what)
+
+    def stop_at_signal(self) -> None:
+        if self.signals:
+            raise KeyboardInterrupt
+
+    def wait_health(self, pattern: str) -> None:
+        """Wait until the health check says so, with exit code 0, and show it."""
+
+        def line() -> str:
+            assert self.agent is not None
+            code, said = self.agent.health()
+            return said.strip() if code == 0 and re.search(pattern, said) else ""
+
+        said = self.wait(f"the health check says '{pattern}' with exit code 0", line)
+        self.screen.command("python healthcheck.py; echo $?", f"{said}\n0")
+
+    def record(self) -> Any:
+        """Return the service's record in the registry, None where there is none."""
+        status, body = self.registry.ask("GET", f"/services/{NAME}")
+        return body if status == 200 else None
+
+    def is_refreshed(self) -> bool:
+        """Tell whether a heartbeat has come since the registration, by the times in the record."""
+        record = self.record()
+        return record is not None and record["last_heartbeat"] > record["registered_at"]
+
+    def show_record(self) -> None:
+        """Show what the registry answers to those who ask for the service, one field a line."""
+        _, body = self.registry.ask("GET", f"/services/{NAME}")
+        fields = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items())
+        self.screen.command(f"curl {self.registry.url}/services/{NAME}", f"{{\n{fields}\n}}")
+
+    def count(self, operation: str) -> int:
+        """Return how many requests of a kind the registry has got since its start."""
+        _, state = self.registry.ask("GET", "/_control")
+        return int(state["counts"].get(operation, 0))
+
+    def refused_heartbeats(self) -> int:
+        _, metrics = self.registry.ask("GET", "/metrics")
+        found = re.search(r'operation="heartbeat",status="error"} (\d+)', metrics)
+        return int(found[1]) if found else 0
+
+
+def main() -> int:
+    """Run the demo; return its exit code."""
+    began = time.monotonic()
+    screen = Screen()
+    demo = Demo(screen)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: demo.signals.append(number))
+    try:
+        with contextlib.closing(demo):
+            demo.run()
+    except KeyboardInterrupt:
+        return 128 + demo.signals[0]
+    except BrokenPipeError:  # whoever read the output has gone; nor may Python's last flush complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except (StepError, subprocess.SubprocessError) as error:
+        screen.failed(f"{demo.step}: {error}")
+        return 1
+    screen.passed(f"All of it came true, in {time.monotonic() - began:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,220 @@
+"""The demo as people run it: it comes true, notices an agent that is broken, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+from harness import ROOT, environment
+
+STORY = """
+1. The agent waits
+agent │ .*Waiting for the service
+✓ .*nothing has been registered
+agent │ .*Service registered successfully
+✓ .*registered, with its address and its version
+agent │ .*Heartbeat accepted
+\\$ curl http://127.0.0.1:[0-9]+/services/osint_service
+"metadata": {"version": "1.0.0", "status": "healthy"}
+registered, last heartbeat [0-9]+ s ago
+✓ heartbeats keep the record alive
+2. The registry forgets
+agent │ .*the registry has lost the record
+✓ .*brought the record back
+3. The registry is gone
+agent │ .*Heartbeat failed .attempt 4.*connection refused
+registry unreachable for
+✓ the sidecar itself stays healthy
+agent │ .*Registry is back
+✓ registered anew
+4. The service crashes
+agent │ .*ERROR Service is DOWN
+"detail": "Service 'osint_service' not found"
+✓ no heartbeat for a dead service
+agent │ .*Service is READY again
+"metadata": {"version": "2.0.0", "status": "healthy"}
+✓ registered with its new version
+5. SIGTERM
+agent │ .*Service deregistered
+✓ deregistered
+✓ the agent ended with exit code 0
+✓ All of it came true
+"""
+
+# Code put into a copy of agent.py; the step that must notice; what the demo then says. Slow: it says so only
+# when its patience has ended.
+BUGS = [
+    ("Agent.run = lambda self: 7", 1, "the agent ended with exit code 7"),
+    pytest.param("Agent.waiting = lambda self: self.registering", 1, "waiting for the service", marks=pytest.mark.slow),
+    ("is_lost = lambda answer: False", 2, "the first refused heartbeat brought the record back"),
+    pytest.param("Agent.failed = lambda *_: 3600.0", 3, "registry unreachable", marks=pytest.mark.slow),
+    pytest.param("Agent.is_healthy = lambda self: True", 4, "service down", marks=pytest.mark.slow),
+    ("Agent.stop = lambda self: 0", 5, "deregistered: the record is gone at once"),
+]
+
+# Runs Python in a network namespace that has only its own loopback, once that is up.
+LOOPBACK_ONLY = """
+import fcntl, os, socket, struct, sys
+SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def demo_of(root: Path) -> list[str]:
+    return [sys.executable, str(root / "tests" / "demo.py")]
+
+
+def surroundings(directory: Path, **more: str) -> dict[str, str]:
+    """Return an environment in which the demo's temporary files lie in this directory, and lines are not wrapped."""
+    settings = {"TMPDIR": directory, "COLUMNS": "1000", "PYTHONIOENCODING": "utf-8", "http_proxy": "http://127.0.0.1:9"}
+    return environment(settings | more)
+
+
+def run_demo(command: list[str], directory: Path, **more: str) -> tuple[int, str]:
+    """Run the demo to its end; return its exit code and all that it printed."""
+    done = subprocess.run(
+        command,
+        env=surroundings(directory, **more),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=240,
+    )
+    print(done.stdout)  # for the report of a failed test
+    return done.returncode, done.stdout
+
+
+def assert_story(output: str) -> None:
+    """Look for the lines of the story, one after the other."""
+    position = 0
+    for pattern in STORY.strip().splitlines():
+        found = re.compile(pattern).search(output, position)
+        assert found, f"{pattern!r} does not follow on:\n{output[:position][-500:]}"
+        position = found.end()
+
+
+def assert_nothing_left(directory: Path) -> None:
+    """Look for files of a demo that has ended, and (Linux) for processes with its environment."""
+    assert not list(directory.iterdir())
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # another's, or it has ended meanwhile
+            assert str(directory).encode() not in environ.read_bytes(), f"{environ.parent} lives"
+
+
+def test_the_story_comes_true(tmp_path: Path) -> None:
+    code, output = run_demo(demo_of(ROOT), tmp_path)
+    assert code == 0
+    assert_story(output)
+    assert "\033" not in output
+    assert "Traceback" not in output
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.slow
+def test_it_needs_no_network_beyond_loopback(tmp_path: Path) -> None:
+    isolate = [shutil.which("unshare") or "unshare", "--net", "--map-root-user"]
+    try:
+        subprocess.run([*isolate, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs unshare(1) with network namespaces (Linux)")
+    code, output = run_demo([*isolate, sys.executable, "-c", LOOPBACK_ONLY, *demo_of(ROOT)[1:]], tmp_path)
+    assert code == 0
+    assert_story(output)
+
+
+@pytest.mark.parametrize(("bug", "step", "words"), BUGS)
+def test_a_broken_agent_is_noticed(tmp_path: Path, bug: str, step: int, words: str) -> None:
+    """The copy's output is ASCII at that, as on a terminal that has no more."""
+    project, directory = tmp_path / "project", tmp_path / "tmp"
+    directory.mkdir()
+    (project / "tests").mkdir(parents=True)
+    shutil.copy(ROOT / "healthcheck.py", project)
+    for file in ("demo.py", "harness.py"):
+        shutil.copy(ROOT / "tests" / file, project / "tests")
+    shutil.copytree(ROOT / "tests" / "peers", project / "tests" / "peers")
+    source, last, end = (ROOT / "agent.py").read_text().rpartition('\nif __name__ == "__main__":\n')
+    assert source
+    (project / "agent.py").write_text(f"{source}\n{bug}\n{last}{end}")
+
+    code, output = run_demo(demo_of(project), directory, PYTHONIOENCODING="ascii")
+    assert code == 1
+    assert re.match(rf"FAILED step {step} \(.*{words}", output.splitlines()[-1])
+    assert output.isascii()
+    assert "Traceback" not in output
+    assert_nothing_left(directory)
+
+
+@contextlib.contextmanager
+def demo_on_a_terminal(directory: Path, **more: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[str]]]:
+    """Yield a demo in a process group of its own, and what it prints on a terminal."""
+    screen, terminal = pty.openpty()
+    with open(screen, encoding="utf-8") as output:
+        demo = subprocess.Popen(
+            demo_of(ROOT),
+            env=surroundings(directory, TERM="xterm", **more),
+            stdin=subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        try:
+            yield demo, output
+        finally:
+            demo.terminate()  # of no effect where it has ended; it ends its own processes
+            demo.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "no_color"),
+    [
+        ("The registry is at", signal.SIGINT, ""),
+        ("The registry's process has been killed", signal.SIGINT, "1"),
+        ("2. The registry forgets", signal.SIGTERM, ""),
+    ],
+)
+def test_a_signal_ends_it_and_all_that_it_started(
+    tmp_path: Path, moment: str, number: signal.Signals, no_color: str
+) -> None:
+    """Ctrl-C on a terminal is a SIGINT for the whole process group. It is in colour there unless NO_COLOR is set."""
+    lines = []
+    with demo_on_a_terminal(tmp_path, NO_COLOR=no_color) as (demo, output):
+        with contextlib.suppress(OSError):  # so ends a terminal whose last process has gone, on Linux
+            for line in output:
+                lines.append(line)
+                if moment in line:
+                    os.killpg(demo.pid, number)
+        assert demo.wait(60) == 128 + number, "".join(lines)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(demo.pid, 0)
+    shown = "".join(lines)
+    assert ("\033[1m1. " in shown) == (not no_color)
+    assert "Traceback" not in shown
+    assert_nothing_left(tmp_path)
+
+
+def test_it_ends_when_nobody_reads_on(tmp_path: Path) -> None:
+    """As in `sh tests/demo.sh | head`."""
+    with subprocess.Popen(
+        demo_of(ROOT), env=surroundings(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        assert any("Waiting for the service" in line for line in demo.stdout)  # which reads no further than there
+        demo.stdout.close()
+        assert demo.stderr.read() == ""
+        assert demo.wait(60) == 1
+    assert_nothing_left(tmp_path)
