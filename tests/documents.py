@@ -46,14 +46,14 @@ def code(cell: str) -> list[str]:
 
 
 def shape(line: str) -> str:
-    """Return a line of output without what differs from run to run: numbers, addresses, a log's time."""
+    """Return a line of output without what differs from run to run: durations, addresses, attempts, a log's time."""
     line = re.sub(r"^\S+Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) ", "", line)
     line = re.sub(r"http://[^\s;:]+(:\d+)?", "URL", line)
-    return re.sub(r"\d+(\.\d+)?", "N", line)
+    return re.sub(r"\d+(\.\d+)? (?=s\b)|(?<=attempt )\d+|(?<=failures: )\d+|(?<=answered )\d+", "N ", line)
 
 
 def occurs(quoted: str, lines: list[str]) -> bool:
-    """Tell whether a quoted line, in which … stands for any text, is (the beginning of) one of these lines."""
-    parts = [re.escape(shape(part)) for part in re.split("…", re.sub(r"(?<=at )…", "URL", quoted))]
-    pattern = re.compile(".*".join(parts).replace(r"\ ", " "))
-    return any(pattern.search(shape(line)) for line in lines)
+    """Tell whether a quoted line, in which … stands for any text, is (part of) one of these lines."""
+    quoted = re.sub(r"(?<=registry at )…", "URL", quoted)
+    pattern = ".*".join(re.escape(part) for part in shape(quoted).split("…"))
+    return any(re.search(pattern, shape(line)) for line in lines)
