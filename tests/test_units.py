@@ -1,0 +1,345 @@
+"""The rules that are functions of their inputs alone, over all inputs that hypothesis can think of."""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import json
+import math
+import random
+import statistics
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import agent
+from agent import (
+    Answer,
+    backoff,
+    health_metadata,
+    is_host,
+    is_lost,
+    is_refused,
+    is_token,
+    next_beat,
+    parse_retry_after,
+    plain,
+    show_value,
+)
+
+SECRET = "s3cr3t-t0ken"
+any_text = st.text(st.characters(exclude_categories=[]))  # lone surrogates too
+told_text = st.lists(any_text | st.just(SECRET)).map("".join)  # by a peer that sends the token back
+
+# ---- backoff
+
+
+@given(st.integers(1, 10**30) | st.integers(1, 20), st.randoms(use_true_random=False))
+def test_every_wait_is_between_one_second_and_sixty(attempt: int, source: random.Random) -> None:
+    assert 1 <= backoff(attempt, source.uniform) <= 60
+
+
+def expected_wait(attempt: int) -> float:
+    return backoff(attempt, lambda low, high: (low + high) / 2)
+
+
+def test_the_expected_wait_doubles_until_its_cap() -> None:
+    waits = [expected_wait(attempt) for attempt in range(1, 12)]
+    assert waits[:5] == [1.5, 3, 6, 12, 24]
+    assert set(waits[5:]) == {45}
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 3, 6, 100])
+def test_waits_spread_evenly_over_half_of_their_ceiling(attempt: int) -> None:
+    uniform = random.Random(7).uniform
+    waits = [backoff(attempt, uniform) for _ in range(2000)]
+    ceiling = min(2.0**attempt, 60)
+    assert max(waits) - min(waits) > 0.49 * ceiling
+    assert statistics.fmean(waits) == pytest.approx(0.75 * ceiling, rel=0.02)
+    assert statistics.pstdev(waits) == pytest.approx(0.5 * ceiling / math.sqrt(12), rel=0.1)
+
+
+# ---- the schedule
+
+# Multiples of 1/64, of which floats hold sums and quotients exactly.
+moments = st.integers(0, 2**40).map(lambda n: n / 64)
+intervals = st.integers(1, 86400 * 64).map(lambda n: n / 64)
+
+
+@given(moments, intervals, moments)
+@example(0.0, 30.0, 30.0)
+@example(90.0, 30.0, 10.0)  # the phase lies ahead
+def test_the_next_beat_is_the_first_moment_of_the_grid_after_now(phase: float, interval: float, now: float) -> None:
+    due = next_beat(phase, interval, now)
+    assert now < due <= now + interval
+    assert (due - phase) % interval == 0
+
+
+@given(st.floats(0, 1e8), st.floats(0.01, 86400), st.floats(0, 1e8))
+def test_the_next_beat_of_any_numbers_is_right_up_to_rounding(phase: float, interval: float, now: float) -> None:
+    rounding = 1e-6
+    assert now - rounding < next_beat(phase, interval, now) <= now + interval + rounding
+
+
+@given(moments, intervals, st.lists(st.floats(0, 0.99), min_size=1, max_size=50))
+def test_late_beats_make_no_later_beats(phase: float, interval: float, delays: list[float]) -> None:
+    due = next_beat(phase, interval, phase)
+    for delay in delays:
+        due = next_beat(phase, interval, due + delay * interval)
+    assert due == phase + (1 + len(delays)) * interval
+
+
+# ---- Retry-After
+
+NOW = 1_800_000_000.0  # Unix time
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0), ("7", 7), ("300", 300), ("301", 300), ("9" * 5000, 300),
+        ("", 0), ("-5", 0), ("1.5", 0), ("soon", 0), ("²", 0), ("nan", 0), ("Infinity", 0), ("1e3", 0), ("7, 7", 0),
+        (email.utils.formatdate(NOW + 42, usegmt=True), 42),
+        (email.utils.formatdate(NOW - 42, usegmt=True), 0),
+        (email.utils.formatdate(NOW + 86400, usegmt=True), 300),
+        ("Wed, 21 Oct 99999 07:28:00 GMT", 0), ("Wed, 99 Foo 2026 07:28:00 GMT", 0),
+    ],
+)  # fmt: skip
+def test_retry_after(value: str, seconds: float) -> None:
+    assert parse_retry_after(value, NOW) == seconds
+
+
+dates = st.datetimes().map(email.utils.format_datetime)
+damaged_dates = st.tuples(dates, st.integers(0, 40), any_text).map(lambda d: d[0][: d[1]] + d[2] + d[0][d[1] :])
+
+
+@given(any_text | dates | damaged_dates | st.from_regex(r"[0-9 ,:+-]{1,30}"), st.floats(0, 1e11))
+def test_any_retry_after_means_0_to_300_seconds(value: str, wall_clock: float) -> None:
+    assert 0 <= parse_retry_after(value, wall_clock) <= 300
+
+
+@given(st.integers(0, 300))
+def test_seconds_and_date_of_retry_after_mean_the_same(seconds: int) -> None:
+    date = email.utils.formatdate(NOW + seconds, usegmt=True)
+    assert parse_retry_after(date, NOW) == parse_retry_after(str(seconds), NOW) == seconds
+
+
+# ---- words for the log
+
+
+@pytest.fixture(autouse=True, scope="module")
+def secret() -> Iterator[None]:
+    """Let the log know one secret."""
+    agent.keep_secret(SECRET)
+    yield
+    del agent.secrets[SECRET]
+
+
+@given(told_text | st.integers() | st.dictionaries(any_text, any_text))
+@example("a" * 190 + SECRET + "b" * 190)  # the cut must not come first, and leave half a secret
+def test_any_words_become_one_short_printable_line_without_secrets(words: object) -> None:
+    line = plain(words)
+    assert line.isprintable()
+    assert len(line) <= 200
+    assert SECRET[:6] not in line
+
+
+tokens = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=40)
+
+
+@given(tokens)
+@example("tok\\en/with\"quotes'and%41")
+@example("\\" * 20 + "x")
+def test_a_secret_is_blotted_out_in_whatever_form_a_peer_sends_it_back(token: str) -> None:
+    in_json, in_json_in_json = json.dumps(token)[1:-1], json.dumps(json.dumps(token))[3:-3]
+    forms = {token, token.lower(), repr(token)[1:-1], quote(token, safe=""), in_json, in_json_in_json}
+    agent.keep_secret(token)
+    try:
+        for form in forms:
+            assert form not in plain(f"you sent {form}!")
+            assert form not in show_value(f"/path/{form}")
+    finally:
+        del agent.secrets[token]
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("http://lb:80", set()),
+        ("http://key@lb", {"key", base64.b64encode(b"key:").decode()}),
+        ("http://ann:pw@lb", {"pw", base64.b64encode(b"ann:pw").decode()}),
+        ("http://ann:p%40w@lb", {"p%40w", "p@w", base64.b64encode(b"ann:p@w").decode()}),
+    ],
+)
+def test_credentials_of_a_url_are_secrets(url: str, found: set[str]) -> None:
+    assert set(agent.url_secrets(url)) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("plain words, größer", "plain words, größer"),
+        ("line\r\nERROR forged\x1b[2J\0", r"line\r\nERROR forged\x1b[2J\x00"),
+        ("\u202egnp.exe\u2028", r"\u202egnp.exe\u2028"),
+        (f"you sent {SECRET}!", "you sent ***!"),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 197 + "..."),
+    ],
+)
+def test_words_of_a_peer(words: str, line: str) -> None:
+    assert plain(words) == line
+
+
+@given(told_text)
+def test_any_value_is_shown_as_one_printable_line_without_secrets(value: str) -> None:
+    shown = show_value(value)
+    assert shown
+    assert shown.isprintable()
+    assert len(shown) <= 402  # quoted and its backslashes doubled, where there are blanks
+    assert SECRET not in shown
+
+
+@given(st.sampled_from(["http://", "https://", ""]), any_text, any_text, any_text)
+@example("", "user=a@b&key=", "", "")
+@example("http://", "ann:what?", "", "")
+def test_credentials_and_query_of_a_url_are_never_shown(scheme: str, before: str, after: str, end: str) -> None:
+    assert "PASSWORD" not in show_value(f"{scheme}{before}PASSWORD{after}@host/path")
+    assert "PASSWORD" not in show_value(f"{scheme}host/path?{before}PASSWORD{end}")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("", "''"),
+        (30.0, "30.0"),
+        ("two words", "'two words'"),
+        ("http://lb:80", "http://lb:80"),
+        ("http://ann:pw@lb:80/a?b=c#d", "http://***@lb:80/a?***"),
+        ("ann:pw@lb", "***@lb"),
+        ("http://ann:p@w@lb", "http://***@lb"),
+    ],
+)
+def test_values_shown(value: object, shown: str) -> None:
+    assert show_value(value) == shown
+
+
+# ---- what a service tells of itself
+
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | any_text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(any_text, inner, max_size=4),
+    max_leaves=8,
+)
+healths = st.dictionaries(st.sampled_from(["version", "status", "other"]), any_json)
+
+
+@given(st.binary() | (any_json | healths).map(json.dumps).map(str.encode))
+def test_metadata_of_any_health_body_is_what_the_registry_takes(body: bytes) -> None:
+    metadata = health_metadata(body)
+    assert metadata.keys() <= {"version", "status"}
+    assert all(isinstance(value, str) and len(value) <= 256 for value in metadata.values())
+
+
+@pytest.mark.parametrize(
+    ("body", "metadata"),
+    [
+        (b'{"version": "1.2", "status": "healthy", "uptime": 3}', {"version": "1.2", "status": "healthy"}),
+        (b'{"version": 2, "status": true}', {"version": "2", "status": "true"}),
+        (b'{"version": 1.50, "status": null}', {"version": "1.5"}),
+        (b'{"version": {"major": 1}, "status": ["up"]}', {"version": '{"major": 1}', "status": '["up"]'}),
+        (b'{"version": "%s"}' % (b"v" * 300), {"version": "v" * 256}),
+        (b'{"version": ""}', {"version": ""}),
+        (b"{}", {}), (b"", {}), (b"OK", {}), (b'"healthy"', {}), (b'["version"]', {}), (b"\xff\xfe{", {}),
+        (b'{"version": "cut off', {}),
+        (b'{"version": "1"}' + b" " * 65536, {}),  # more than is read of a body
+        (b'{"version": %s}' % (b"9" * 5000), {}),  # more digits than Python turns into a number
+        (b'{"version": %s1%s}' % (b"[" * 30000, b"]" * 30000), {}),
+    ],
+)  # fmt: skip
+def test_metadata_of_a_health_body(body: bytes, metadata: dict[str, str]) -> None:
+    assert health_metadata(body) == metadata
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_metadata_nested_to_any_depth(opening: bytes) -> None:
+    for depth in range(1, 1500):  # somewhere in here lies the limit of recursion
+        closing = b"]" if opening == b"[" else b"}"
+        metadata = health_metadata(b'{"version": %s1%s}' % (opening * depth, closing * depth))
+        assert all(len(value) <= 256 for value in metadata.values())
+
+
+# ---- what the registry's answers mean
+
+OK = Answer(200, "200")
+DOWN = Answer(0, "connection refused")
+UNKNOWN = Answer(500, "500: Heartbeat failed: Service 'x' not registered")
+WRONG_TOKEN = Answer(500, "500: Registration failed: 401: Invalid registry token")
+
+
+@pytest.mark.parametrize(
+    ("answer", "lost", "refused"),
+    [
+        (OK, False, False),
+        (DOWN, False, False),
+        (UNKNOWN, True, False),
+        (WRONG_TOKEN, False, True),
+        (WRONG_TOKEN._replace(said="500: Heartbeat failed: 401: Unauthorized"), False, True),
+        (UNKNOWN._replace(status=503), True, False),
+        (UNKNOWN._replace(status=200), False, False),
+        (UNKNOWN._replace(status=422), False, False),
+        (WRONG_TOKEN._replace(status=200), False, False),
+        (Answer(404, "404"), True, False),
+        (Answer(410, "410: gone"), True, False),
+        (Answer(401, "401"), False, True),
+        (Answer(403, "403: forbidden"), False, True),
+        (Answer(500, "500: Heartbeat failed: Error connecting to the store"), False, False),
+        (Answer(500, "500: Heartbeat failed: Circuit breaker HALF_OPEN (test phase)"), False, False),
+        (Answer(400, "400"), False, False),
+        (Answer(429, "429: Rate limit exceeded"), False, False),
+        (Answer(502, "502"), False, False),
+        (Answer(307, "307, a redirect to http://lb/register, which is not followed"), False, False),
+    ],
+)
+def test_what_an_answer_to_a_heartbeat_means(answer: Answer, lost: bool, refused: bool) -> None:
+    assert (is_lost(answer), is_refused(answer)) == (lost, refused)
+
+
+@given(st.integers(0, 999), any_text)
+def test_success_is_neither_lost_nor_refused(status: int, said: str) -> None:
+    answer = Answer(status, said)
+    assert answer.ok == (status // 100 == 2)
+    assert not (answer.ok and (is_lost(answer) or is_refused(answer)))
+
+
+# ---- hosts and tokens
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["a", "A-1", "_x", "vertice-osint", "a.b.c", "a.b.", "h" * 63, "a." * 126, "127.0.0.1", "::", "::1", "fe80::1"],
+)
+def test_hosts(host: str) -> None:
+    assert is_host(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", ".", "..", "a..b", ".a", "a b", "a/b", "a:80", "[::1]", "::1%lo", ":::", "1::2::3", "größe", "h" * 64,
+     "a." * 127, "a\n", "a\0", "::1\n", "::\0", "\udcff:", "é:"],
+)  # fmt: skip
+def test_no_hosts(host: str) -> None:
+    assert not is_host(host)
+
+
+@given(any_text)
+def test_any_text_is_a_host_or_not_and_a_token_or_not(text: str) -> None:
+    assert not is_host(text) or (text.isascii() and text.isprintable() and " " not in text)
+    assert is_token(text) == (text != "" and all("!" <= char <= "~" for char in text))
+
+
+@given(st.ip_addresses())
+def test_every_address_is_a_host(address: object) -> None:
+    assert is_host(str(address))
