@@ -121,6 +121,18 @@ def test_one_fault_never_costs_the_record(registry: Registry, service: ToyServic
     assert not sidecar.count("Service is DOWN")
 
 
+def test_two_heartbeats_in_a_row_that_hang_do_not_cost_the_record(service: ToyService) -> None:
+    """With the whole deadline for each the third would come too late."""
+    with Registry(ttl=8.0) as registry, Sidecar(registry, service, HEARTBEAT_INTERVAL=4) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        registry.play("heartbeat", "hang", times=2)
+        with Sampler(lambda: registry.record(NAME)) as sampler:
+            sidecar.wait_for("Heartbeat failed", times=2)
+            sidecar.wait_for("Heartbeat accepted", times=2)
+    assert not sampler.absences
+    assert registry.count("register") == 1
+
+
 @pytest.mark.parametrize("options", [{"idle_timeout": 0.5}, {"keep_alive": False}, {"idle_timeout": 1.99}], ids=str)
 def test_connections_dropped_while_idle_cost_neither_heartbeat_nor_warning(options: dict[str, Any]) -> None:
     with (

@@ -1,0 +1,232 @@
+"""What must hold all along, as checks on times that somebody else has taken: nothing here waits or asks a clock.
+
+A Watch is told what happens to one agent, and sees the registry's record of it every few milliseconds. What it
+returns is a sentence about what does not hold. All times are seconds of the monotonic clock.
+
+The machine may be loaded: what Lateness has noted since a moment is added to every promise from that moment.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+LATE = 0.3  # seconds of lateness within a TTL, beyond which a lost record is the machine's fault
+LONGEST_WAIT = 60.0  # seconds, the bound of every backoff; a Retry-After may ask for 300 more
+ANNOUNCEMENT = re.compile(r"(Registration|Heartbeat) failed .*; next in ([\d.]+) s$")
+UNSEEN = re.compile(r"connection refused|no answer within")  # failures of which the peer may know nothing
+OF_SERVICE = re.compile(r"Service is (DOWN|READY)|Health probe|Service has changed|Waiting for the service")
+FLOOD = 50  # lines
+MANY_DESCRIPTORS = 12
+MOST_MEMORY = 60_000  # kB
+GROWTH = 1024  # kB
+WARM_UP = 1 / 3  # of a life
+ENOUGH = 20  # samples
+
+
+class Times(NamedTuple):
+    """The durations that the promises are made of, in seconds, and SERVICE_HEALTH_RETRIES."""
+
+    ttl: float
+    interval: float
+    health_timeout: float
+    registry_timeout: float
+    slack: float
+    retries: int = 3
+
+    @property
+    def death(self) -> float:
+        """The longest that a dead service may still get a heartbeat: three probes, the waits between, one request."""
+        spacing = min(2.0, self.interval / 2)
+        return self.retries * self.health_timeout + (self.retries - 1) * spacing + self.registry_timeout + self.slack
+
+
+class Lateness:
+    """How late a machine is, added up: what came later than it was due, at which time."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._times: list[float] = []
+        self._totals: list[float] = []
+
+    def add(self, now: float, seconds: float) -> None:
+        if seconds > 0:
+            self.total += seconds
+            self._times.append(now)
+            self._totals.append(self.total)
+
+    def since(self, then: float) -> float:
+        """Return the lateness noted after `then`."""
+        before = bisect.bisect_right(self._times, then)
+        return self.total - (self._totals[before - 1] if before else 0.0)
+
+
+class Back(NamedTuple):
+    """A return to the registry: the seconds it took and those that were promised, after which kinds of fault."""
+
+    took: float
+    promised: float
+    causes: tuple[str, ...]
+
+
+class Watch:
+    """What one agent owes. It is sane while no cause disturbs it."""
+
+    def __init__(self, times: Times, version: str = "") -> None:
+        self.times = times
+        self.version = version  # what the record must show
+        self.late = Lateness()
+        self.causes: list[str] = []
+        self.backs: list[Back] = []
+        self.excused = 0  # absences for which the machine was too late
+        self.dead_since = math.inf  # the service
+        self._past: list[str] = []  # causes since the record was last right
+        self._sane_since: float | None = None  # and not seen back yet
+        self._within = 0.0
+        self._settled = False  # back: from here on the record must stay
+        self._stamp: object = None
+        self._refreshed_at = -math.inf
+        self._announced: list[tuple[float, float]] = []
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the agent still has to be seen back."""
+        return bool(self.causes) or self._sane_since is not None
+
+    def disturb(self, cause: str, keeps: bool = False) -> None:
+        """Begin a fault. Where it keeps the record, the record must stay."""
+        self.causes.append(cause)
+        self._past.append(cause)
+        self._sane_since = None
+        self._settled = self._settled and keeps
+
+    def restore(self, cause: str, now: float, within: float = 0.0) -> None:
+        """End a fault. After the last one, the agent must be back within one interval (`within`, if it is longer)."""
+        self.causes.remove(cause)
+        self._within = max(self._within, within)
+        if not self.causes:
+            self._sane_since = now
+
+    def restarted(self) -> None:
+        """Forget what the process before this one announced."""
+        self._announced.clear()
+
+    def said(self, line: str, now: float) -> str:
+        """Take a line of the log, for the waits that the agent announces."""
+        found = ANNOUNCEMENT.search(line)
+        if not found:
+            return ""
+        wait = float(found[2])
+        self._announced = [*self._announced[-20:], (now, wait)]
+        lowest = 0.95 if found[1] == "Registration" else 0.0  # the log shows tenths
+        return "" if lowest <= wait <= LONGEST_WAIT + 300 else f"a wait of {wait:g} s was announced"
+
+    def see(self, now: float, record: Mapping[str, object] | None) -> str:
+        """Take a look at the record."""
+        if record is not None and record["last_heartbeat"] != self._stamp:
+            self._stamp, self._refreshed_at = record["last_heartbeat"], now
+        if record is None and self._settled:
+            self._settled = False
+            if self.late.since(now - self.times.ttl) < LATE:
+                return f"the record is gone, {now - self._refreshed_at:.2f} s after it was last refreshed"
+            self.excused += 1
+        if record is not None and now > self.dead_since + self.times.death + self.times.ttl + self._lateness():
+            self.dead_since = math.inf
+            return "the record of a dead service does not expire"
+        return self._see_back(now, record)
+
+    def _see_back(self, now: float, record: Mapping[str, object] | None) -> str:
+        since = self._sane_since
+        if since is None:
+            return ""
+        metadata = record["metadata"] if record else {}
+        right = isinstance(metadata, Mapping) and metadata.get("version", "") == self.version
+        if record and right and self._refreshed_at >= since:
+            self.backs.append(Back(self._refreshed_at - since, self.due() - since, tuple(self._past)))
+            self._settled = True
+            wrong = ""
+        elif now > self.due():
+            self._settled = False
+            wrong = (
+                f"not registered with version {self.version}, {now - since:.1f} s after all was sane"
+                f" ({self.due() - since:.1f} s promised); the record is {record}"
+            )
+        else:
+            return ""
+        self._sane_since, self._within = None, 0.0  # seen back, or given up: it is told once
+        self._past.clear()
+        return wrong
+
+    def due(self) -> float:
+        """Return the moment by which the agent has to be back; only while it is waited for.
+
+        One interval, or the wait that it announced last. A request that was under way when all became sane may
+        fail as yet, so its announcement counts; a later one does not.
+        """
+        assert self._sane_since is not None
+        since, late = self._sane_since, self.late.since(self._sane_since)
+        due = since + max(self.times.interval, self._within)
+        for at, wait in self._announced:
+            if at <= since + self.times.registry_timeout + 0.5 + late:
+                due = max(due, at + wait)
+        return due + self.times.health_timeout + self.times.registry_timeout + self.times.slack + late
+
+    def request(self, now: float, operation: str) -> str:
+        """Take a request of the agent to the registry."""
+        dead = now - self.dead_since
+        if operation in ("heartbeat", "register") and dead > self.times.death + self._lateness():
+            return f"a {operation} {dead:.1f} s after the service died ({self.times.death:.1f} s promised)"
+        return ""
+
+    def _lateness(self) -> float:
+        return self.late.since(self.dead_since) if self.dead_since < math.inf else 0.0
+
+
+def flooded(times: Sequence[float], window: float) -> int:
+    """Return the most lines that came within so many seconds."""
+    return max((bisect.bisect_right(times, at + window) - i for i, at in enumerate(times)), default=0)
+
+
+def about_registry(lines: Sequence[str]) -> int:
+    """Return how many lines must each have an event behind it that the registry has seen."""
+    return sum(not (UNSEEN.search(line) or OF_SERVICE.search(line)) for line in lines)
+
+
+class Sample(NamedTuple):
+    """A look at a process: resident memory in kB, and its open descriptors."""
+
+    memory: int
+    descriptors: int
+
+
+def growth(samples: Sequence[Sample]) -> Sample | None:
+    """Return by how much a life's second half exceeds its first one after the warm-up; None where it was too short.
+
+    Medians of memory; the most descriptors.
+    """
+    kept = samples[int(len(samples) * WARM_UP) :]
+    if len(kept) < ENOUGH:
+        return None
+    first, second = kept[: len(kept) // 2], kept[len(kept) // 2 :]
+    memory = [round(statistics.median(sample.memory for sample in half)) for half in (first, second)]
+    descriptors = [max(sample.descriptors for sample in half) for half in (first, second)]
+    return Sample(memory[1] - memory[0], descriptors[1] - descriptors[0])
+
+
+def resources(samples: Sequence[Sample]) -> list[str]:
+    """Return what is wrong with the memory and the descriptors of a life."""
+    wrong = []
+    if samples and (most := max(sample.memory for sample in samples)) > MOST_MEMORY:
+        wrong.append(f"{most} kB of memory")
+    if samples and (open_files := max(sample.descriptors for sample in samples)) > MANY_DESCRIPTORS:
+        wrong.append(f"{open_files} descriptors open")
+    grown = growth(samples)
+    if grown and grown.memory > GROWTH:
+        wrong.append(f"memory grows: {grown.memory} kB more in the second half of its life")
+    if grown and grown.descriptors > 1:
+        wrong.append(f"descriptors leak: {grown.descriptors} more in the second half of its life")
+    return wrong

@@ -1,0 +1,454 @@
+"""The soak's world: the registry, the services, the agents, the faults they meet, and the eyes that watch."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import heapq
+import itertools
+import math
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from harness import Sidecar, odd_lines
+from peers.faults import Fault
+from peers.registry import Registry
+from peers.server import Exchange
+from peers.service import ToyService
+
+import healthcheck
+from soak.invariants import FLOOD, LATE, Sample, Times, Watch, about_registry, flooded, resources
+from soak.plays import ANY_OPERATION, Aim, Plays
+from soak.schedule import ALONE, Episode, Round
+
+LOOK_EVERY = 0.02  # seconds
+CHECK_EVERY = 10  # looks, for health and lateness
+MEASURE_EVERY = 100  # looks, for memory and descriptors
+STOP_PROMISE = 3.0  # seconds
+WAKING = 6.0  # seconds from a start or a thaw in which the heartbeat file may be old
+SECRET = "soak-secret"
+TAIL = 25  # lines of a log in a report
+FAULTY = re.compile("WARNING (Heartbeat|Registration) failed|WARNING Health probe")
+
+
+class Violation(NamedTuple):
+    """Something that did not hold: seconds since the start, whom it concerns, what was going on, the log's end."""
+
+    at: float
+    agent: str
+    what: str
+    fault: str
+    tail: list[str]
+
+
+class Unit:
+    """One agent with its service, and what is known of both."""
+
+    def __init__(self, number: int, world: World) -> None:
+        self.name = f"soak_{number}"
+        self.lock = world.lock
+        self.service = ToyService(version="1")
+        self.watch = Watch(world.times, version="1")
+        self.sidecar = Sidecar(
+            world.registry,
+            self.service,
+            SERVICE_NAME=self.name,
+            HEARTBEAT_INTERVAL=world.times.interval,
+            SERVICE_HEALTH_TIMEOUT=world.times.health_timeout,
+            SERVICE_HEALTH_RETRIES=world.times.retries,
+            REGISTRY_TIMEOUT=world.times.registry_timeout,
+            REGISTRY_TOKEN_FILE=world.token_file,
+            INITIAL_WAIT_TIMEOUT=86400,  # so that a dead service is never registered
+        )
+        if world.agent:
+            self.sidecar.script = [str(world.agent)]
+        self.running = False
+        self.frozen = False
+        self.awake_at = 0.0  # since when it is running and not frozen
+        self.doing: list[str] = []  # the episodes under way, for a report
+        self.events = 0  # requests to the registry, and what else is worth a line
+        self.aims: list[Aim] = []
+        self.lives: list[list[Sample]] = []
+        self.read = 0  # lines of the log that were looked at
+        self.run_delay = 0.0  # seconds that the process had to wait for a processor
+
+    def start(self) -> None:
+        self.sidecar.start()
+        self.lives.append([])
+        self.run_delay = 0.0
+        self.events += 4  # the lines of every start and stop
+        self.awake_at = time.monotonic()
+        self.watch.restarted()
+        self.running = True
+
+    def reap(self, timeout: float) -> int:
+        """Wait for the process to end; return its exit code. Raises TimeoutExpired."""
+        code = self.sidecar.wait(timeout)
+        assert self.sidecar.process.stdout is not None
+        self.sidecar.process.stdout.close()
+        return code
+
+    def kill(self) -> None:
+        """End the process by SIGKILL."""
+        self.leave()
+        self.sidecar.process.kill()
+        self.reap(10)
+
+    def clear_away(self) -> None:
+        """End whatever runs, and remove the files."""
+        if self.lives:  # it was started
+            self.leave()
+            self.sidecar.process.kill()
+            self.sidecar.close()
+        else:
+            self.sidecar.directory.cleanup()
+        self.service.stop()
+
+    def leave(self) -> None:
+        """Note that the process is about to end, and may."""
+        with self.lock:
+            self.running = False
+
+    def new_version(self) -> None:
+        """Give the service a new version, which the record must show."""
+        self.service.version = self.watch.version = str(int(self.watch.version) + 1)
+
+    def aim(self, aim: Aim) -> None:
+        """Let a fault wait for this agent's requests to the registry."""
+        with self.lock:
+            self.aims.append(aim)
+
+    def unaim(self, aim: Aim) -> None:
+        """Undo that, where the fault was not met."""
+        with self.lock, contextlib.suppress(ValueError):
+            self.aims.remove(aim)
+
+
+class World:
+    """Everything that runs. A context manager: on leaving it, all is ended and removed.
+
+    Arguments: how many agents; the durations; the agent's file, None for the real one; stop_at_first, to end at the
+    first violation.
+    """
+
+    def __init__(self, agents: int, times: Times, agent: Path | None = None, stop_at_first: bool = False) -> None:
+        self.times, self.agent, self.stop_at_first = times, agent, stop_at_first
+        self.directory = tempfile.TemporaryDirectory(prefix="soak-")
+        self.token_file = Path(self.directory.name) / "token"
+        self._tokens = itertools.count(1)
+        token = self.new_token()
+        self.hand_out(token)
+        self.registry = Registry(
+            ttl=times.ttl, token=token, failing_delay=times.interval / 8, hang_delay=times.interval, retry_after=1
+        )
+        self.lock = threading.RLock()
+        self.units = [Unit(number, self) for number in range(agents)]
+        self.names = {unit.name: unit for unit in self.units}
+        self.plays = Plays(self)
+        self.violations: list[Violation] = []
+        self.played: collections.Counter[str] = collections.Counter()  # kinds
+        self.met: collections.Counter[tuple[str, str]] = collections.Counter()  # operations, faults of the catalogue
+        self.outage = ""
+        self.looks = 0
+        self.began = time.monotonic()
+        self.end = threading.Event()
+        self._connections: dict[int, Unit] = {}
+        self._eyes = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:  # Ctrl-C too: nothing stays behind
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        self.registry.play(ANY_OPERATION, self._meet, times=None)
+        self.registry.start()
+        for unit in self.units:
+            unit.service.start()
+            unit.watch.disturb("start")
+            unit.start()
+            unit.watch.restore("start", time.monotonic())
+        self._eyes.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.end.set()
+        if self._eyes.is_alive():
+            self._eyes.join(10)
+        for unit in self.units:
+            unit.clear_away()
+        self.registry.stop()
+        self.directory.cleanup()
+
+    def new_token(self) -> str:
+        """Return a token that was never used."""
+        return f"{SECRET}-{next(self._tokens)}"
+
+    def hand_out(self, token: str) -> None:
+        """Write the token file, in one step."""
+        draft = self.token_file.with_suffix(".new")
+        draft.write_text(token)
+        draft.replace(self.token_file)
+
+    def violation(self, unit: Unit | None, what: str) -> None:
+        """Note what does not hold."""
+        tail = unit.sidecar.lines[-TAIL:] if unit else []
+        fault = "; ".join(filter(None, (self.outage, *(unit.doing if unit else ())))) or "all sane"
+        with self.lock:
+            self.violations.append(
+                Violation(time.monotonic() - self.began, unit.name if unit else "all", what, fault, tail)
+            )
+        if self.stop_at_first:
+            self.end.set()
+
+    # ---- the requests to the registry
+
+    def _meet(self, exchange: Exchange) -> None:
+        """Play what is aimed at the agent that asks, else give the sane answer."""
+        unit = self._who(exchange)
+        fault = None
+        if unit:
+            operation = exchange.asked.operation
+            with self.lock:
+                unit.events += 1
+                self._complain(unit, unit.watch.request(exchange.asked.at, operation))
+                if operation == "heartbeat":
+                    self._complain(unit, unit.watch.see(time.monotonic(), self.registry.record(unit.name)))
+                fault = self._take(unit, operation)
+        if fault:
+            fault(exchange)
+        else:
+            exchange.sane()
+
+    def _who(self, exchange: Exchange) -> Unit | None:
+        """Return who asks. GET /services does not tell, but comes on the connection of a heartbeat."""
+        asked = exchange.asked
+        name = None
+        if asked.operation in ("register", "heartbeat"):
+            with contextlib.suppress(ValueError, AttributeError):
+                name = asked.json().get("service_name")
+        elif asked.operation == "deregister":
+            name = asked.path.rpartition("/")[2]
+        elif asked.operation != "list":
+            self.violation(None, f"a request that no sidecar makes: {asked.method} {asked.path}")
+        unit = self.names.get(str(name)) or self._connections.get(asked.connection)
+        if unit:
+            self._connections[asked.connection] = unit
+        return unit
+
+    def _take(self, unit: Unit, operation: str) -> Fault | None:
+        for aim in unit.aims:
+            if aim.operation in (ANY_OPERATION, operation):
+                if aim.once:
+                    unit.aims.remove(aim)
+                self.met[operation, aim.name] += 1
+                return aim.fault
+        return None
+
+    # ---- the eyes
+
+    def _watch(self) -> None:
+        """Look at everything, again and again, until the end."""
+        try:
+            while not self.end.is_set():
+                due = time.monotonic() + LOOK_EVERY
+                time.sleep(LOOK_EVERY)
+                self.looks += 1
+                self._look_around(time.monotonic() - due)
+        except Exception as error:
+            self.violation(None, f"the soak itself has a bug: {error!r}")
+            self.end.set()
+            raise
+
+    def _look_around(self, lateness: float) -> None:
+        for unit in self.units:
+            with self.lock:
+                if lateness > LOOK_EVERY:
+                    unit.watch.late.add(time.monotonic(), lateness)
+                self._look(unit)
+
+    def _look(self, unit: Unit) -> None:
+        if self.looks % CHECK_EVERY == 0 and unit.running:
+            self._check_health(unit)
+            self._note_run_delay(unit)
+        if self.looks % MEASURE_EVERY == 0 and unit.running:
+            with contextlib.suppress(OSError):  # no /proc, or it ended just now
+                unit.lives[-1].append(measure(unit.sidecar.process.pid))
+        self._read_log(unit)
+        self._complain(unit, unit.watch.see(time.monotonic(), self.registry.record(unit.name)))
+        if unit.running and unit.sidecar.process.poll() is not None:
+            unit.running = False
+            self.violation(unit, f"the agent ended by itself with exit code {unit.sidecar.process.returncode}")
+            self.end.set()  # the schedule counts on it
+
+    def _complain(self, unit: Unit, what: str) -> None:
+        if what:
+            self.violation(unit, what)
+
+    def _check_health(self, unit: Unit) -> None:
+        """Judge the heartbeat file as healthcheck.py does."""
+        now = time.monotonic()
+        if unit.frozen or now < unit.awake_at + WAKING + unit.watch.late.since(unit.awake_at):
+            return
+        try:
+            line = healthcheck.read(str(unit.sidecar.heartbeat_file))
+        except OSError as error:
+            self.violation(unit, f"no heartbeat file: {error.strerror}")
+            return
+        well, sentence = healthcheck.judge(line, now - unit.watch.late.since(now - self.times.interval))
+        if not well:
+            self.violation(unit, f"the health check says: {sentence}")
+            unit.awake_at = now  # once is enough
+
+    def _note_run_delay(self, unit: Unit) -> None:
+        """Note as lateness what the process had to wait for a processor (Linux)."""
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            delay = int(Path(f"/proc/{unit.sidecar.process.pid}/schedstat").read_text().split()[1]) / 1e9
+            if not unit.frozen:
+                unit.watch.late.add(time.monotonic(), delay - unit.run_delay)
+            unit.run_delay = delay
+
+    def _read_log(self, unit: Unit) -> None:
+        lines = unit.sidecar.lines
+        while unit.read < len(lines):
+            line, at = lines[unit.read], unit.sidecar.times[unit.read]
+            unit.read += 1
+            self._complain(unit, unit.watch.said(line, at))
+            if odd_lines([line]):
+                self.violation(unit, f"an odd line in the log: {line!r}")
+            if SECRET in line:
+                self.violation(unit, "the token is in the log")
+            if self.outage in ALONE and FAULTY.search(line) and unit.watch.late.since(at - self.times.ttl) < LATE:
+                self.violation(unit, f"a dropped connection costs a warning: {line}")
+
+    # ---- playing
+
+    def play(self, this: Round, until: float = math.inf) -> None:
+        """Play a round, and wait until everybody is back, or should be. No episode begins after `until` (monotonic)."""
+        self.registry.dialect = this.dialect
+        tracks: list[tuple[Unit | None, tuple[Episode, ...]]] = list(zip(self.units, this.tracks, strict=True))
+        if this.outage:
+            tracks.append((None, (this.outage,)))
+        began = time.monotonic()
+        steps = [(0.0, number, self._track(*track, this.calm, until)) for number, track in enumerate(tracks)]
+        while steps and not self.end.is_set():
+            at, number, track = heapq.heappop(steps)
+            self.end.wait(max(began + at - time.monotonic(), 0))
+            wait = next(track, None)
+            if wait is not None:
+                heapq.heappush(steps, (time.monotonic() - began + wait, number, track))
+        self.settle()
+        self.end.wait(this.calm)
+
+    def settle(self) -> None:
+        """Wait until every agent is back; those that are not in time complain by themselves."""
+        while not self.end.wait(LOOK_EVERY) and any(unit.watch.waiting for unit in self.units):
+            pass
+
+    def _track(
+        self, unit: Unit | None, episodes: Iterable[Episode], calm: float, until: float
+    ) -> Iterator[float]:
+        """Play the episodes one after another; yield the seconds to wait before each step."""
+        for episode in episodes:
+            yield episode.start
+            if time.monotonic() > until:
+                return
+            yield from self._episode(episode, unit)
+            if unit:
+                while unit.watch.waiting and not self.outage:
+                    yield LOOK_EVERY
+                yield calm
+                unit.doing.remove(str(episode))
+
+    def _episode(self, episode: Episode, unit: Unit | None) -> Iterator[float]:
+        """Begin an episode, yield the seconds that it lasts, end it."""
+        concerned = [unit] if unit else self.units
+        with self.lock:
+            self.played[episode.kind] += 1
+            if unit:
+                unit.doing.append(str(episode))
+            else:
+                self.outage = episode.kind
+            for each in concerned:
+                each.events += 1  # its end
+                each.watch.disturb(episode.kind, episode.keeps)
+        plays = self.plays
+        play = plays.on_agent[episode.kind](episode, unit) if unit else plays.on_registry[episode.kind](episode)
+        within = next(play)
+        if episode.length:
+            yield episode.length
+        next(play, None)
+        with self.lock:
+            for each in concerned:
+                each.watch.restore(episode.kind, time.monotonic(), within)
+            if not unit:
+                self.outage = ""
+
+    def terminate(self, unit: Unit) -> None:
+        """Send SIGTERM and see to it that the agent stops as promised, and takes its record away where it can."""
+        unit.leave()
+        sane = not self.outage
+        unit.sidecar.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        try:
+            code = unit.reap(STOP_PROMISE + self.times.slack + 10)
+        except subprocess.TimeoutExpired:
+            self.violation(unit, "SIGTERM does not end the agent")
+            unit.kill()
+            return
+        took = time.monotonic() - began
+        if code != 0 or took > STOP_PROMISE + self.times.slack + unit.watch.late.since(began):
+            self.violation(unit, f"SIGTERM: exit code {code} after {took:.1f} s")
+        if sane and self.registry.record(unit.name) and unit.watch.late.since(began) < LATE:
+            self.violation(unit, "the record is still there after SIGTERM")
+
+    # ---- the end
+
+    def finish(self) -> None:
+        """Stop every agent by SIGTERM, and look at their whole lives."""
+        for unit in self.units:
+            unit.doing.append("the end of the soak")
+            if unit.running:
+                said = unit.sidecar.health("--ready")
+                if not unit.watch.waiting and said[0] != 0:
+                    self.violation(unit, f"healthcheck.py --ready at the end: {said}")
+                with self.lock:
+                    unit.watch.disturb("the end")
+                self.terminate(unit)
+            with self.lock:
+                self._read_log(unit)
+            for number, life in enumerate(unit.lives, 1):
+                for wrong in resources(life):
+                    self.violation(unit, f"life {number}: {wrong}")
+            window = 5 * self.times.interval
+            if (most := flooded(unit.sidecar.times, window)) > FLOOD:
+                self.violation(unit, f"{most} lines of log within {window:g} s")
+            lines = about_registry(unit.sidecar.lines)
+            if lines > unit.events:
+                self.violation(unit, f"{lines} lines of log about the registry for {unit.events} events")
+        left = self.registry.names()
+        if left and not self.violations:
+            self.violation(None, f"left in the registry after SIGTERM: {left}")
+
+
+
+
+def measure(process: int) -> Sample:
+    """Return what a process uses (Linux). Raises OSError."""
+    status = Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+)", status)
+    if not found:
+        raise ProcessLookupError(process)
+    return Sample(int(found[1]), len(os.listdir(f"/proc/{process}/fd")))
+
+
