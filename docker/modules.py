@@ -24,7 +24,7 @@ LATE = (
 
 
 class MissingError(Exception):
-    """A script imports what the image would lack; the message names the script, the line and the module."""
+    """Scripts import what the image would lack; the message has a line for each: script, line and module."""
 
 
 def catches_import_error(statement: ast.Try) -> bool:
@@ -80,11 +80,13 @@ def reached(wanted: Mapping[str, str | None], path: list[Path], tls: bool) -> se
     answer = subprocess.run(command, capture_output=True, text=True)  # requests remarks on what we leave out
     if answer.returncode:
         raise MissingError(f"importing the scripts failed:\n{answer.stderr}")
-    files = set()
+    files, lacks = set(), []
     for line in answer.stdout.splitlines():
         kind, name, detail = line.split("\t")
         if kind == "file":
             files.add(Path(detail))
         elif wanted[name] is not None:
-            raise MissingError(f"{wanted[name]}: the image would lack {name.replace(':', '.')} ({detail})")
+            lacks.append(f"{wanted[name]}: the image would lack {name.replace(':', '.')} ({detail})")
+    if lacks:
+        raise MissingError("\n".join(lacks))
     return files

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from documents import blocks, occurs
 from harness import ROOT, environment
 
 STORY = """
@@ -106,6 +107,14 @@ def assert_story(output: str) -> None:
         position = found.end()
 
 
+def assert_readme_quotes(output: str) -> None:
+    """Look for every line that the README shows of the demo."""
+    said = [re.sub(r"\d{4}-\S+Z ", "", line) for line in output.splitlines()]
+    (excerpt,) = [block.text for block in blocks("README.md") if block.language == "text"]
+    for line in filter(str.strip, excerpt.splitlines()):
+        assert occurs(line.strip(), said), line
+
+
 def assert_nothing_left(directory: Path) -> None:
     """Look for files of a demo that has ended, and (Linux) for processes with its environment."""
     assert not list(directory.iterdir())
@@ -121,6 +130,7 @@ def test_the_story_comes_true(tmp_path: Path) -> None:
     assert "\033" not in output
     assert "Traceback" not in output
     assert_nothing_left(tmp_path)
+    assert_readme_quotes(output)
 
 
 @pytest.mark.slow

@@ -292,7 +292,8 @@ def gzip_not(exchange: Exchange) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _bomb(megabytes: int) -> bytes:
+def bomb(megabytes: int) -> bytes:
+    """Return so much of nothing, packed. Takes a while the first time."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
     block = bytes(MEGABYTE)
     return b"".join(squeeze.compress(block) for _ in range(megabytes)) + squeeze.flush()
@@ -301,12 +302,12 @@ def _bomb(megabytes: int) -> bytes:
 @fault
 def gzip_bomb(exchange: Exchange, megabytes: int = 128, chunked: bool = False) -> None:
     """A small body that inflates about a thousandfold."""
-    bomb = _bomb(megabytes)
+    packed = bomb(megabytes)
     if chunked:
-        framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(bomb), bomb)
+        framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(packed), packed)
         _send(exchange, _head("Content-Encoding: gzip", "Transfer-Encoding: chunked") + framed)
     else:
-        exchange.reply(200, bomb, {"Content-Encoding": "gzip", "Content-Type": "application/json"})
+        exchange.reply(200, packed, {"Content-Encoding": "gzip", "Content-Type": "application/json"})
 
 
 @fault

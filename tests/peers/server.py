@@ -156,6 +156,8 @@ class Peer:
         """The port; chosen at the first look where it was 0, so that it is known before the start."""
         if not self._port:
             with socket.socket() as probe:
+                # A process that another thread starts holds this socket, too, for a moment: let it hinder nobody.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self._port = _bind_somewhere(lambda port: probe.bind((self.host, port)))
         return self._port
 
