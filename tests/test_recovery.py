@@ -147,15 +147,6 @@ def test_connections_dropped_while_idle_cost_neither_heartbeat_nor_warning(optio
     assert not sidecar.count("WARNING|ERROR")
 
 
-def test_one_connection_serves_all_heartbeats(registry: Registry, service: ToyService) -> None:
-    with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.05) as sidecar:
-        sidecar.wait_for("Heartbeat accepted", times=100)
-        assert registry.connections == 1
-        assert service.connections == 1
-        sizes = {request.size for request in registry.requests if request.operation == "heartbeat"}
-    assert max(sizes) <= 200
-
-
 # ---- outages
 
 OUTAGES = [("stopped", 2.5), ("stopped", 6.0), ("paused", 4.0), ("gone", 5.0), ("failing", 5.0), ("hangs", 5.0)]

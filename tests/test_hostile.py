@@ -1,0 +1,202 @@
+"""Peers at their worst, on every endpoint that the sidecar uses.
+
+Each fault is played until the agent has judged it, then the peer is sane again. All along the agent lives, keeps
+its deadline, its memory and its log within bounds, and afterwards the service is registered again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pytest
+from harness import FOREVER, NAME, Sidecar, odd_lines, wait_until
+from peers.faults import FAULTS, Fault, bomb, resolve
+from peers.registry import Registry
+from peers.server import Exchange
+from peers.service import ToyService
+
+MEMORY = 60_000  # kB, at any moment
+SLACK = 10.0  # seconds that a loaded machine may add to what is promised; the shortest endless fault takes 20
+RECOVERY = 5.0  # seconds for the backoff under way, of the first attempt or the second, and a heartbeat
+STOP = 3.0  # seconds for the whole stop
+TOKEN = "tok-" + "0123456789abcdef" * 2
+
+MORE: dict[str, Any] = {  # with other parameters than in the catalogue
+    "drip_headers_fast": ["drip_headers", 0.02],  # never so long between two bytes that the socket times out
+    "drip_body_fast": ["drip_body", 0.02],
+    "drip_body_500": ["drip_body", 0.02, "500 Oops"],
+    "huge_body_500": ["huge_body", 300, "500 Oops"],
+    "gzip_bomb_chunked": ["gzip_bomb", 128, True],
+    "long_headers": ["status", 200, {}, {f"X-{number}": "x" * 4000 for number in range(90)}],
+    "control_characters_200": ["control_characters", 200],
+    "control_characters_300": ["control_characters", 300],
+    "control_text_200": ["control_text", 200],
+    "control_text_404": ["control_text", 404],
+    "redirect_control_307": ["redirect", "http://x/\x1b[2J\x9b\xad"],
+    "retry_after_nonsense_429": ["status", 429, None, {"Retry-After": "-1e999, soon\x1b"}],
+    "long_detail_500": ["status", 500, {"detail": "\u202e" * 10_000}],
+    "nested_detail_422": ["status", 422, {"detail": [{"input": "\x1b" * 1000}]}],
+}
+ALL: dict[str, Fault] = FAULTS | {name: resolve(what) for name, what in MORE.items()}
+
+# What arrives. A number at the end of a fault's name is its status, else it is 200, but for these.
+NO_ANSWER = (
+    "garbage", "reset", "close", "hang", "slow", "drip_headers", "drip_headers_fast", "status_100",
+    "two_lengths", "endless_header_line", "many_headers",
+)  # fmt: skip
+STATUS = {
+    **dict.fromkeys(NO_ANSWER, 0),
+    **dict.fromkeys(("redirect", "control_reason"), 307),
+    **dict.fromkeys(("status", "control_characters", "control_text", "echo_token"), 500),
+}
+UNFINISHED = ("drip_body", "drip_body_fast")  # a good status, and a body that has not ended at the deadline
+
+
+class Endpoint(NamedTuple):
+    """How the agent's judgement of an answer shows in its log; and how often it asks."""
+
+    bad: str
+    good: str
+    interval: float  # seconds; the deadline is half of it
+    lanes: int  # agents side by side
+
+
+ENDPOINTS = {
+    "health": Endpoint("Health probe", "Heartbeat accepted|Service has changed", 0.7, 5),
+    "register": Endpoint("Registration failed", "Service registered successfully", 0.7, 8),
+    "heartbeat": Endpoint("Heartbeat failed|Heartbeat refused|Service not found", "Heartbeat accepted", 0.7, 5),
+    "list": Endpoint("GET /services does not", "(?!)", 0.3, 8),
+}
+PARTS = 2  # tests for each endpoint, to share among the cores
+
+
+def is_good(name: str, operation: str) -> bool:
+    """Tell whether this fault is a success all the same, by what arrives: any 2xx, whatever its body."""
+    if operation == "list" or (operation == "health" and name in UNFINISHED):
+        return False  # none of them lists the service; and a probe has to end in time
+    number = re.search(r"_(\d{3})$", name)
+    return 200 <= STATUS.get(name, int(number[1]) if number else 200) < 300
+
+
+class Played:
+    """A fault that notes when it was played, and how far the log was then."""
+
+    def __init__(self, name: str, sidecar: Sidecar) -> None:
+        self.fault, self.sidecar = ALL[name], sidecar
+        self.at: list[float] = []
+        self.mark = 0
+
+    def __call__(self, exchange: Exchange) -> None:
+        self.mark = self.mark or len(self.sidecar.lines)
+        self.at.append(time.monotonic())
+        self.fault(exchange)
+
+    def judgements(self, pattern: str) -> list[float]:
+        """Return the times of the matching lines since the first play."""
+        since = range(self.mark, len(self.sidecar.lines)) if self.at else ()
+        return [self.sidecar.times[at] for at in since if re.search(pattern, self.sidecar.lines[at])]
+
+
+def check_memory(sidecar: Sidecar) -> None:
+    with contextlib.suppress(OSError, IndexError):  # only Linux tells, and not of a process that has just ended
+        assert sidecar.peak_memory() < MEMORY
+
+
+def suffer(sidecar: Sidecar, registry: Registry, service: ToyService, operation: str, name: str) -> None:
+    """Play one fault until it is judged, then wait for the recovery."""
+    peer = service if operation == "health" else registry
+    endpoint = ENDPOINTS[operation]
+    played = Played(name, sidecar)
+    peer.play(operation, played, times=FOREVER)
+    if operation == "register":
+        registry.forget()
+    judged = endpoint.good if is_good(name, operation) else endpoint.bad
+    wait_until(lambda: played.judgements(judged), 30, f"{judged!r} in:\n{sidecar.log}")
+    first = played.judgements(f"{endpoint.good}|{endpoint.bad}")[0]
+    assert first - played.at[0] < endpoint.interval / 2 + SLACK
+    assert len(played.judgements(endpoint.bad)) <= len(played.at)
+    assert sidecar.heartbeat_file.read_text().rstrip("\n").isprintable()
+    check_memory(sidecar)
+
+    beats = sidecar.count("Heartbeat accepted")
+    peer.sane(operation)
+    sidecar.wait_for("Heartbeat accepted", times=beats + 1, timeout=RECOVERY + SLACK)
+    wait_until(lambda: registry.record(NAME), RECOVERY + SLACK, f"registered again in:\n{sidecar.log}")
+
+
+def suffer_each(operation: str, names: list[str]) -> None:
+    """Play these faults to one agent, one after another."""
+    interval = ENDPOINTS[operation].interval
+    settings = {
+        "HEARTBEAT_INTERVAL": interval,
+        "REGISTRY_TIMEOUT": interval / 2,
+        "SERVICE_HEALTH_TIMEOUT": interval / 2,
+        "SERVICE_HEALTH_RETRIES": 100,  # so that the service is not given up, from which it takes longer to recover
+        "REGISTRY_TOKEN": TOKEN,
+    }
+    with Registry() as registry, ToyService() as service, Sidecar(registry, service, **settings) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        for name in names:
+            with telling(name):
+                suffer(sidecar, registry, service, operation, name)
+        assert sidecar.health()[0] == 0
+        assert sidecar.stop()[0] == 0
+        assert not odd_lines(sidecar.lines)
+        assert TOKEN[:10] not in sidecar.log
+
+
+@contextlib.contextmanager
+def telling(name: str) -> Iterator[None]:
+    """Add the fault's name to whatever fails."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"at the fault {name}")
+        raise
+
+
+def part_of(part: int) -> list[str]:
+    bomb(128)  # packed before an agent waits for it
+    return sorted(ALL)[part::PARTS]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("operation", ENDPOINTS)
+def test_the_agent_bears_every_fault_and_recovers(operation: str, part: int) -> None:
+    names, lanes = part_of(part), ENDPOINTS[operation].lanes
+    with ThreadPoolExecutor(lanes) as pool:
+        list(pool.map(suffer_each, [operation] * lanes, [names[lane::lanes] for lane in range(lanes)]))
+
+
+def stop_amid(name: str) -> None:
+    """Stop an agent whose deregistration meets this fault."""
+    settings: dict[str, Any] = {"SERVICE_HEALTH_CHECK": "none", "HEARTBEAT_INTERVAL": 30, "REGISTRY_TOKEN": TOKEN}
+    with telling(name), Registry() as registry, Sidecar(registry, **settings) as sidecar:
+        sidecar.wait_registered(timeout=30)
+        played = Played(name, sidecar)
+        registry.play("deregister", played, times=FOREVER)
+        began = time.monotonic()
+        sidecar.process.terminate()
+        while sidecar.process.poll() is None:
+            check_memory(sidecar)
+            assert time.monotonic() - began < STOP + SLACK
+            time.sleep(0.002)
+        assert sidecar.wait() == 0
+        assert played.at
+        outcome = "Service deregistered$" if is_good(name, "deregister") else "Deregistration failed: "
+        assert sidecar.count(outcome) == 1
+        assert sidecar.count("deregister|Deregistration") == 1
+        assert not odd_lines(sidecar.lines)
+        assert TOKEN[:10] not in sidecar.log
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_agent_stops_whatever_its_deregistration_meets(part: int) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(stop_amid, part_of(part)))
