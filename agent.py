@@ -765,8 +765,9 @@ class Agent:
                 return self.registering
             if attempt and self.left() <= 0:
                 return self.registering  # by now the record may have expired: an upsert does both
-            # A retry takes a third of what is left, so that another one fits before the record expires.
-            timeout = max(self.left() / 3, self.pace * FIRST_WAIT) if attempt else math.inf
+            timeout = self.settings.registry_timeout
+            if attempt:  # a retry takes a third of what is left, so that another one fits before the record expires
+                timeout = min(timeout, max(self.left() / 3, self.pace * FIRST_WAIT))
             answer = self.ask("POST", "/heartbeat", {"service_name": self.settings.service_name}, timeout)
             if is_lost(answer):
                 self.log_loss(answer.said)
@@ -862,9 +863,9 @@ class Agent:
         """Return the seconds until the record expires: two intervals are one TTL."""
         return self.accepted_at + 2 * self.interval - self.clock()
 
-    def ask(self, method: str, path: str, payload: object = None, timeout: float = math.inf) -> Answer:
-        """Exchange one request with the registry, within `timeout` where that is less; it alone gets the token."""
-        timeout = min(timeout, self.settings.registry_timeout)
+    def ask(self, method: str, path: str, payload: object = None, timeout: float = 0) -> Answer:
+        """Exchange one request with the registry; it alone gets the token. Timeout 0 means REGISTRY_TIMEOUT."""
+        timeout = timeout or self.settings.registry_timeout
         self.promise(timeout)
         return self.registry.exchange(method, path, payload, self.token, timeout)
 

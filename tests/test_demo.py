@@ -52,14 +52,14 @@ agent │ .*Service deregistered
 ✓ All of it came true
 """
 
-# Code put into a copy of agent.py; the step that must notice; what the demo then says. Slow: it says so only
+# Code put into a copy of agent.py; the step that must notice; what the demo then says: some of it only
 # when its patience has ended.
 BUGS = [
     ("Agent.run = lambda self: 7", 1, "the agent ended with exit code 7"),
-    pytest.param("Agent.waiting = lambda self: self.registering", 1, "waiting for the service", marks=pytest.mark.slow),
+    ("Agent.waiting = lambda self: self.registering", 1, "waiting for the service"),
     ("is_lost = lambda answer: False", 2, "the first refused heartbeat brought the record back"),
-    pytest.param("Agent.failed = lambda *_: 3600.0", 3, "registry unreachable", marks=pytest.mark.slow),
-    pytest.param("Agent.is_healthy = lambda self: True", 4, "service down", marks=pytest.mark.slow),
+    ("Agent.failed = lambda *_: 3600.0", 3, "registry unreachable"),
+    ("Agent.is_healthy = lambda self: True", 4, "service down"),
     ("Agent.stop = lambda self: 0", 5, "deregistered: the record is gone at once"),
 ]
 
@@ -145,6 +145,7 @@ def test_it_needs_no_network_beyond_loopback(tmp_path: Path) -> None:
     assert_story(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bug", "step", "words"), BUGS)
 def test_a_broken_agent_is_noticed(tmp_path: Path, bug: str, step: int, words: str) -> None:
     """The copy's output is ASCII at that, as on a terminal that has no more."""

@@ -1,0 +1,417 @@
+"""A laboratory on a real Docker engine: builds the images, starts containers, and takes all of it away again.
+
+Whatever is made here carries the label RUN with a value of this test run, so that one sweep by label finds
+it, also after a test that failed. After a run that was killed:
+
+    python tests/containers/engine.py      removes what any run has left behind
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.models.containers import Container
+from docker.models.volumes import Volume
+from docker.types import EndpointConfig
+
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import harness
+from harness import NAME, ROOT
+
+PEERS = ROOT / "tests" / "peers"
+BASE = "python:3.11-alpine"
+RUN = "registry-sidecar-test"  # the label; its value names the run
+BUILDER = "vertice-registry-sidecar=builder"  # the label of the Dockerfile's first stage
+SECOND = 10**9  # in nanoseconds, the engine's unit
+TTL, INTERVAL = 4, 2  # seconds; scaled down together from 60 and 30
+STOPS_WITHIN = 4  # seconds: the 3 that are promised, and 1 for a busy machine
+WAIT = 60.0  # seconds to wait for what has no promised time
+PEER_DOCKERFILE = f"""\
+FROM {BASE}
+COPY . /opt/peers/
+ENV PYTHONUNBUFFERED=1
+"""
+# Engine 20.10 now and then loses the output of a command that ends at once.
+LINGER = '"$@"; code=$?; sleep 0.1; exit $code'
+# As the compose template has it.
+HARDENED: Mapping[str, Any] = {
+    "mem_limit": "64m",
+    "nano_cpus": SECOND // 10,
+    "read_only": True,
+    "tmpfs": {"/tmp": "size=1m"},
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "restart_policy": {"Name": "unless-stopped"},
+}
+
+T = TypeVar("T")
+
+
+class MissingError(Exception):
+    """There is no engine, or no base image; the message says which."""
+
+
+def connect() -> docker.DockerClient:
+    """Return a client of the engine. Raises MissingError."""
+    try:
+        client = docker.from_env(timeout=120)
+        client.ping()
+    except DockerException as error:
+        raise MissingError(f"no Docker engine answers: {error}") from error
+    try:
+        client.images.get(BASE)
+    except ImageNotFound as error:
+        raise MissingError(f"the engine has no image {BASE}") from error
+    return client
+
+
+def unique(name: str) -> str:
+    """Return a name for a container or a network that nothing else on the engine has."""
+    return f"{RUN}-{name}-{uuid.uuid4().hex[:12]}"
+
+
+def wait_until(what: Callable[[], T], timeout: float, why: str) -> T:
+    """Return what() once it is true. Raises AssertionError after timeout seconds."""
+    return harness.wait_until(what, timeout, why, every=0.1)  # each look is a request to the engine
+
+
+def sweep(client: docker.DockerClient, run: str | None = None) -> list[str]:
+    """Remove all containers, networks, volumes and images of a run, of all runs by default; return what it was."""
+    filters: dict[str, Any] = {"label": RUN if run is None else f"{RUN}={run}"}
+    found = []
+    for container in client.containers.list(all=True, filters=filters, ignore_removed=True):
+        found.append(f"container {container.name}")
+        remove_container(container)
+    for network in client.networks.list(filters=filters):
+        found.append(f"network {network.name}")
+        insist(network.remove)
+    for volume in client.volumes.list(filters=filters):
+        found.append(f"volume {volume.name}")
+        insist(volume.remove)
+    with alone():
+        for image in client.images.list(filters=filters):
+            found.append(f"image {image.id}")
+            insist(client.images.remove, str(image.id), force=True)
+    return found
+
+
+def insist(remove: Callable[..., object], *arguments: object, **options: object) -> None:
+    """Remove something that may be gone already; a busy engine sometimes takes more than one attempt."""
+    for attempt in range(5):
+        try:
+            remove(*arguments, **options)
+        except NotFound:
+            return
+        except APIError:
+            if attempt == 4:
+                raise
+            time.sleep(1)
+        else:
+            return
+
+
+def remove_container(container: Container) -> None:
+    """Kill and remove a container with its anonymous volumes."""
+    insist(container.remove, v=True, force=True)
+
+
+def packed(files: Mapping[str, bytes]) -> bytes:
+    """Return a tar archive of these files, readable by everybody."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o644
+            tar.addfile(member, io.BytesIO(content))
+    return archive.getvalue()
+
+
+def has_buildx() -> bool:
+    """Tell whether `docker build` can use BuildKit."""
+    return subprocess.run(["docker", "buildx", "version"], capture_output=True).returncode == 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let one process of this user at a time build or remove images: builders share their layers."""
+    with open(Path(tempfile.gettempdir()) / f"registry-sidecar-images-{os.getuid()}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class BuildError(Exception):
+    """`docker build` has failed; the message is its output."""
+
+
+class Images:
+    """The images of one run. `remove` takes each away, and what the classic builder leaves lying about."""
+
+    def __init__(self, client: docker.DockerClient, run: str) -> None:
+        self.client, self.run = client, run
+        self.tags: list[str] = []
+        self.stages: set[str] = set()  # ids; the classic builder keeps the builder stage, BuildKit does not
+
+    def build(
+        self, name: str, context: Path, *options: str, dockerfile: str | None = None, buildkit: bool | None = None
+    ) -> str:
+        """Build an image and return its tag, unique to this run. Raises BuildError.
+
+        Arguments: a word for the tag; the context; options of `docker build`; a Dockerfile's text, instead of
+        the context's own; True or False insists on BuildKit or the classic builder.
+        """
+        tag = f"{RUN}-{name}:{self.run}"
+        command = ["docker", "build", "--force-rm", "--tag", tag, "--label", f"{RUN}={self.run}", *options]
+        command += [*([] if dockerfile is None else ["--file", "-"]), str(context)]
+        choice = {} if buildkit is None else {"DOCKER_BUILDKIT": str(int(buildkit))}
+        environment = os.environ | {"BUILDKIT_PROGRESS": "plain"} | choice
+        with alone():
+            before = self._stages()
+            done = subprocess.run(
+                command, env=environment, input=dockerfile or "", text=True, timeout=600,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            self.stages |= self._stages() - before
+        if done.returncode:
+            raise BuildError(done.stdout)
+        self.tags.append(tag)
+        return tag
+
+    def _stages(self) -> set[str]:
+        stages = self.client.images.list(filters={"dangling": True, "label": BUILDER})
+        return {str(stage.id) for stage in stages}
+
+    def remove(self) -> None:
+        """Remove the images; containers of them must be gone by then."""
+        with alone():
+            for image in (*self.tags, *self.stages):
+                insist(self.client.images.remove, image, force=image in self.tags)
+        self.tags.clear()
+        self.stages.clear()
+
+
+class Lab:
+    """A network with a registry, services and sidecars on it, each in a container. A context manager.
+
+    Names on the network are `registry`, `service` and `sidecar` unless `alias` gives another.
+    """
+
+    def __init__(self, client: docker.DockerClient, run: str, sidecar_image: str, peer_image: str) -> None:
+        self.client, self.labels = client, {RUN: run}
+        self.sidecar_image, self.peer_image = sidecar_image, peer_image
+        self.nodes: list[Node] = []
+        self.volumes: list[Volume] = []
+
+    def __enter__(self) -> Self:
+        self.network = self.client.networks.create(unique("net"), driver="bridge", labels=self.labels)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        print(*(node.describe() for node in self.nodes), sep="\n")  # pytest shows it where the test has failed
+        for node in self.nodes:
+            remove_container(node.container)
+        for volume in self.volumes:
+            insist(volume.remove)
+        insist(self.network.remove)
+
+    def volume(self, files: Mapping[str, bytes]) -> str:
+        """Make a volume with these files, readable by everybody; return its name."""
+        volume = self.client.volumes.create(unique("files"), labels=self.labels)
+        self.volumes.append(volume)
+        mounted = {volume.name: {"bind": "/files", "mode": "rw"}}
+        container = self.client.containers.create(self.peer_image, volumes=mounted, labels=self.labels)
+        container.put_archive("/files", packed(files))
+        container.remove()
+        return str(volume.name)
+
+    def run(self, image: str, command: list[str] | None, alias: str, **options: Any) -> Node:
+        """Start a container on the network; options are those of the Docker SDK's `containers.run`."""
+        endpoint = EndpointConfig(self.client.api.api_version, aliases=[alias])
+        defaults = {"labels": self.labels, "name": unique(alias), "network": self.network.name}
+        container = self.client.containers.create(
+            image, command, networking_config={str(self.network.name): endpoint}, **(defaults | options)
+        )
+        node = Node(container, alias)
+        self.nodes.append(node)
+        container.start()
+        return node
+
+    def registry(self, *arguments: str, alias: str = "registry", ttl: float = TTL, **options: Any) -> PeerNode:
+        """Start the embedded registry on port 8888, with its own arguments, and wait until it answers."""
+        command = ["/opt/peers/registry.py", "--ttl", str(ttl), *arguments]
+        return self._peer(command, alias, 8888, options)
+
+    def service(self, *arguments: str, alias: str = "service", **options: Any) -> PeerNode:
+        """Start the toy service on port 8080, with its own arguments, and wait until it answers."""
+        return self._peer(["/opt/peers/service.py", *arguments], alias, 8080, options)
+
+    def _peer(self, command: list[str], alias: str, port: int, options: Mapping[str, Any]) -> PeerNode:
+        where = ["--host", "0.0.0.0", "--port", str(port), "--verbose"]
+        node = PeerNode(self.run(self.peer_image, ["python", *command, *where], alias, **options), port)
+        node.wait_for("listening on")
+        return node
+
+    def sidecar(self, options: Mapping[str, Any] | None = None, alias: str = "sidecar", **settings: Any) -> Node:
+        """Start a sidecar as hardened as in the template, with a health check every second.
+
+        Arguments: its settings, which by default point to `service` and `registry` and have the interval
+        INTERVAL; `options` for `containers.run` that differ, `image` among them.
+        """
+        defaults = {
+            "SERVICE_NAME": NAME,
+            "SERVICE_HOST": "service",
+            "SERVICE_PORT": 8080,
+            "REGISTRY_URL": "http://registry:8888",
+            "HEARTBEAT_INTERVAL": INTERVAL,
+        }
+        environment = {name: str(value) for name, value in (defaults | settings).items()}
+        health = {"interval": SECOND, "timeout": 5 * SECOND, "retries": 3, "start_period": 5 * SECOND}
+        usual = {**HARDENED, "environment": environment, "healthcheck": health}
+        return self.run(command=None, alias=alias, **({"image": self.sidecar_image} | usual | dict(options or {})))
+
+
+class Node:
+    """A container of the laboratory."""
+
+    def __init__(self, container: Container, alias: str) -> None:
+        self.container, self.alias = container, alias
+
+    @property
+    def log(self) -> str:
+        return self.container.logs().decode("utf-8", "replace")
+
+    def inspect(self) -> dict[str, Any]:
+        """Return what `docker inspect` shows now."""
+        self.container.reload()
+        return dict(self.container.attrs)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The `State` of `docker inspect`: Status, Pid, ExitCode, OOMKilled, Health..."""
+        return dict(self.inspect()["State"])
+
+    @property
+    def restarts(self) -> int:
+        return int(self.inspect()["RestartCount"])
+
+    @property
+    def health(self) -> tuple[str, str]:
+        """Docker's verdict, and what the last health check printed."""
+        health = self.state["Health"]
+        log = health["Log"] or [{"Output": ""}]
+        return str(health["Status"]), str(log[-1]["Output"]).strip()
+
+    @property
+    def address(self) -> str:
+        """The container's IP address on the laboratory's network, its only one."""
+        (network,) = self.inspect()["NetworkSettings"]["Networks"].values()
+        return str(network["IPAddress"])
+
+    def execute(self, *command: str, **options: Any) -> tuple[int, str]:
+        """Run a command inside; return its exit code and all that it printed."""
+        code, output = self.container.exec_run(["sh", "-c", LINGER, "sh", *command], **options)
+        assert code is not None
+        assert isinstance(output, bytes)
+        return code, output.decode("utf-8", "replace")
+
+    def stop(self) -> int:
+        """Stop the container as `docker stop` does; return its exit code, 137 where it took over STOPS_WITHIN."""
+        self.container.stop(timeout=STOPS_WITHIN)
+        return int(self.state["ExitCode"])
+
+    def count(self, pattern: str) -> int:
+        """Return how many lines of the log match."""
+        return sum(bool(re.search(pattern, line)) for line in self.log.splitlines())
+
+    def wait_for(self, pattern: str, times: int = 1, timeout: float = WAIT) -> None:
+        """Wait until so many lines of the log match. Raises AssertionError."""
+        wait_until(lambda: self.count(pattern) >= times, timeout, f"{times} lines {pattern!r} of {self.alias}")
+
+    def wait_health(self, verdict: str, sentence: str, timeout: float = WAIT) -> None:
+        """Wait until `docker inspect` shows this verdict and a sentence that matches. Raises AssertionError."""
+
+        def shown() -> bool:
+            status, said = self.health
+            return status == verdict and re.search(sentence, said) is not None
+
+        wait_until(shown, timeout, f"health of {self.alias}: {verdict}, {sentence!r}")
+
+    def describe(self) -> str:
+        """Return state and log, as far as the engine still tells them."""
+        try:
+            return f"--- {self.alias}: {self.state}\n{self.log[-10_000:]}"
+        except DockerException as error:
+            return f"--- {self.alias}: {error}"
+
+
+class PeerNode(Node):
+    """A container of the toy service or of the embedded registry. The test talks to it from inside it.
+
+    So the laboratory's network can be cut without cutting off the test.
+    """
+
+    def __init__(self, node: Node, port: int) -> None:
+        super().__init__(node.container, node.alias)
+        self.url = f"http://127.0.0.1:{port}/_control"
+
+    def tell(self, **commands: object) -> None:
+        """Send commands (peers/registry.py says which) as soon as the peer answers. Raises AssertionError."""
+        post = ("wget", "-qO-", "--post-data", json.dumps(commands), self.url)
+        wait_until(lambda: self.execute(*post)[0] == 0, WAIT, f"{self.alias} takes {commands}")
+
+    def control(self, **commands: object) -> dict[str, Any]:
+        """Send commands, if any, and return the peer's state. Raises AssertionError where it does not answer."""
+        if commands:
+            self.tell(**commands)
+        said = ""
+
+        def answers() -> bool:
+            nonlocal said
+            code, said = self.execute("wget", "-qO-", self.url)
+            return code == 0 and bool(said)
+
+        wait_until(answers, WAIT, f"an answer of {self.alias}")  # it may be starting
+        return dict(json.loads(said))
+
+    def record(self, name: str = NAME) -> dict[str, Any] | None:
+        """Return the live record of this name; None where there is none."""
+        return self.control()["records"].get(name)  # type: ignore[no-any-return]
+
+    def wait_record(self, name: str = NAME, timeout: float = WAIT) -> dict[str, Any]:
+        """Wait until the registry has a live record; return it. Raises AssertionError."""
+        return wait_until(lambda: self.record(name), timeout, f"a record of {name}") or {}
+
+    def wait_no_record(self, name: str = NAME, timeout: float = WAIT) -> None:
+        """Wait until the registry has no live record. Raises AssertionError."""
+        wait_until(lambda: self.record(name) is None, timeout, f"no record of {name}")
+
+
+def main() -> int:
+    """Remove what earlier runs have left behind, and say what that was."""
+    try:
+        client = connect()
+    except MissingError as missing:
+        print(missing, file=sys.stderr)
+        return 1
+    print(*sweep(client), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,220 @@
+"""The compose template, by the examples in its own header, with compose v2 and v1: what it says is what happens."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent import Settings, read_settings
+from containers.compose import (
+    HEALTH_OFTEN,
+    HOST,
+    MESSAGES,
+    NAME,
+    PORT,
+    REGISTRY,
+    SIDECAR,
+    TEMPLATE,
+    TEMPLATE_SERVICE,
+    Project,
+    Tool,
+    check_confinement,
+    find_tool,
+    header,
+    override,
+    pasted,
+    process_status,
+    run,
+    service,
+)
+from containers.engine import Lab, PeerNode, wait_until
+
+pytestmark = pytest.mark.docker
+
+TWO_NAMES = {"SERVICE_NAME": NAME, "SERVICE_HOST": HOST}
+NOT_SERVED = {"HEARTBEAT_FILE"}  # the template has no use for it: /tmp is a tmpfs
+ALSO_SERVED = {"VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN"}  # other names for REGISTRY_TOKEN
+TTL = 60  # seconds: the template's own intervals are tried here
+MANY = 20
+
+
+@pytest.fixture(params=["v2", "v1"])
+def tool(request: pytest.FixtureRequest) -> Tool:
+    """The compose command, of each generation in turn."""
+    return find_tool(request.param)
+
+
+@pytest.fixture
+def registry(lab: Lab) -> PeerNode:
+    """The embedded registry where the template's default looks for it."""
+    return lab.registry(alias=REGISTRY, ttl=TTL)
+
+
+def config(tool: Tool, directory: Path, **variables: object) -> dict[str, Any]:
+    """Return the template's service as `config` shows it. Raises AssertionError where the file is not valid."""
+    done = run([*tool, "-f", str(TEMPLATE), "config"], directory, **variables)
+    assert done.returncode == 0, done.stderr
+    return dict(yaml.safe_load(done.stdout)["services"][TEMPLATE_SERVICE])
+
+
+# ---- the file
+
+
+def test_with_two_names_set_it_is_valid_and_its_defaults_are_the_agents_own(tool: Tool, tmp_path: Path) -> None:
+    environment = config(tool, tmp_path, **TWO_NAMES)["environment"]
+    assert read_settings(environment) == read_settings(TWO_NAMES)
+
+
+def test_it_passes_every_setting_on(tool: Tool, tmp_path: Path) -> None:
+    served = {field.upper() for field in Settings._fields} - {"REGISTRY_TOKEN_NAME"} - NOT_SERVED | ALSO_SERVED
+    values = {name: f"value-of-{name}" for name in served}
+    assert config(tool, tmp_path, **values)["environment"] == values
+
+
+def test_limits_image_and_log_sizes_come_from_the_environment(tool: Tool, tmp_path: Path) -> None:
+    values = {
+        "SIDECAR_IMAGE": "some/image:1",
+        "SIDECAR_CPUS": "0.25",
+        "SIDECAR_MEMORY": "32M",
+        "SIDECAR_LOG_SIZE": "2m",
+        "SIDECAR_LOG_FILES": "5",
+    }
+    shown = config(tool, tmp_path, **TWO_NAMES, **values)
+    assert shown["image"] == "some/image:1"
+    assert shown["logging"]["options"] == {"max-size": "2m", "max-file": "5"}
+    limits = shown["deploy"]["resources"]["limits"]
+    assert float(limits["cpus"]) == 0.25
+    assert limits["memory"] in ("32M", str(32 << 20))  # v1 and v2
+
+
+@pytest.mark.parametrize("missing", MESSAGES)
+def test_without_a_name_it_stops_and_says_what_to_set(tool: Tool, tmp_path: Path, missing: str) -> None:
+    rest = {name: value for name, value in TWO_NAMES.items() if name != missing}
+    done = run([*tool, "-f", str(TEMPLATE), "config"], tmp_path, **rest)
+    assert done.returncode != 0
+    assert done.stdout.strip() == ""
+    assert done.stderr.rstrip().endswith(MESSAGES[missing])
+
+
+# ---- the three ways of use
+
+
+def copied(tool: Tool, lab: Lab, directory: Path) -> tuple[Project, list[str]]:
+    """Way 1: the template's service and network stand in the project's only file."""
+    files = {
+        "docker-compose.yml": "services:\n" + service(lab.peer_image) + pasted(),
+        "docker-compose.override.yml": override(str(lab.network.name), TEMPLATE_SERVICE),
+    }
+    return Project(tool, lab, directory, files), ["up", "-d"]
+
+
+def second_file(tool: Tool, lab: Lab, directory: Path, more: str = HEALTH_OFTEN) -> tuple[Project, list[str]]:
+    """Way 2: the template beside the project's file, which may say more about the sidecar; values in .env."""
+    own = f"  {TEMPLATE_SERVICE}:\n{textwrap.indent(more, '    ')}\n"
+    files = {
+        "docker-compose.yml": "services:\n" + service(lab.peer_image) + own + header().networks,
+        ".env": header().values.replace(": ", "="),
+    }
+    docker, compose, *arguments = shlex.split(header().command)
+    assert (docker, compose) == ("docker", "compose")
+    return Project(tool, lab, directory, files), arguments
+
+
+def extended(tool: Tool, lab: Lab, directory: Path, more: str = "") -> tuple[Project, list[str]]:
+    """Way 3: three lines in the project's file, which may be followed by more about the sidecar."""
+    example = header()
+    sidecar = textwrap.indent(example.extends, "  ") + textwrap.indent(more, "    ")
+    files = {
+        "docker-compose.yml": "services:\n" + service(lab.peer_image) + sidecar + example.networks,
+        "docker-compose.override.yml": override(str(lab.network.name), SIDECAR),
+        ".env": example.dotenv,
+    }
+    return Project(tool, lab, directory, files), ["up", "-d"]
+
+
+WAYS = {"copied": copied, "second_file": second_file, "extended": extended}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_of_use_ends_healthy_registered_and_hardened(
+    tool: Tool, lab: Lab, registry: PeerNode, tmp_path: Path, way: str
+) -> None:
+    project, up = WAYS[way](tool, lab, tmp_path)
+    with project:
+        project.run(*up)
+        assert registry.wait_record(NAME)["endpoint"] == f"http://{HOST}:{PORT}"
+        (sidecar,) = [node for name, node in project.nodes().items() if name != HOST]
+        sidecar.wait_health("healthy", "^registered, last heartbeat")
+        check_confinement(sidecar)
+        inspected = sidecar.inspect()
+        assert inspected["HostConfig"]["SecurityOpt"] == ["no-new-privileges:true"]
+        assert process_status(sidecar)["NoNewPrivs"] == "1"
+        assert inspected["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+        assert inspected["Config"]["StopTimeout"] == 10
+        assert inspected["RestartCount"] == 0
+        project.run(*up[:-2], "down")
+        assert registry.record(NAME) is None
+        assert not project.nodes()
+
+
+@pytest.mark.parametrize("way", ["second_file", "extended"])
+def test_with_depends_on_it_starts_when_the_service_is_healthy(
+    tool: Tool, lab: Lab, registry: PeerNode, tmp_path: Path, way: str
+) -> None:
+    project, up = {"second_file": second_file, "extended": extended}[way](tool, lab, tmp_path, header().depends_on)
+    file = tmp_path / "docker-compose.yml"
+    not_ready = 3  # seconds
+    file.write_text(file.read_text().replace(f"'{PORT}'", f"'{PORT}', '--not-ready-for', '{not_ready}'"))
+    with project:
+        project.run(*up)
+        registry.wait_record(NAME)
+        nodes = project.nodes()
+        (sidecar,) = [node for name, node in nodes.items() if name != HOST]
+        assert (started(sidecar.state) - started(nodes[HOST].state)).total_seconds() >= not_ready
+        assert sidecar.count("Waiting for the service") == 0
+        assert sidecar.count("Service is READY") == 1
+
+
+def started(state: dict[str, Any]) -> datetime:
+    """Return when a container was started, from the `State` of `docker inspect`."""
+    return datetime.fromisoformat(state["StartedAt"])
+
+
+@pytest.mark.slow
+def test_twenty_services_each_with_its_sidecar_by_extends(
+    tool: Tool, lab: Lab, registry: PeerNode, tmp_path: Path
+) -> None:
+    example = header()
+    numbers = [f"{number:02}" for number in range(1, MANY + 1)]
+    pairs = "".join(
+        service(lab.peer_image, f"{HOST}-{number}", healthcheck=False)
+        + textwrap.indent(example.extends, "  ").replace(HOST, f"{HOST}-{number}").replace(NAME, f"{NAME}_{number}")
+        for number in numbers
+    )
+    sidecars = [f"{HOST}-{number}-sidecar" for number in numbers]
+    files = {
+        "docker-compose.yml": "services:\n" + pairs + example.networks,
+        "docker-compose.override.yml": override(str(lab.network.name)),
+        ".env": example.dotenv,
+    }
+    with Project(tool, lab, tmp_path, files) as project:
+        project.run("up", "-d")
+        expected = {f"{NAME}_{number}": f"http://{HOST}-{number}:{PORT}" for number in numbers}
+
+        def endpoints() -> dict[str, str]:
+            return {name: record["endpoint"] for name, record in registry.control()["records"].items()}
+
+        wait_until(lambda: endpoints() == expected, 120, "all services in the registry")
+        nodes = project.nodes()
+        assert len(nodes) == 2 * MANY
+        for sidecar in sidecars:
+            nodes[sidecar].wait_health("healthy", "^registered, last heartbeat", timeout=120)
+        assert {nodes[sidecar].restarts for sidecar in sidecars} == {0}
+        project.run("down")
+        wait_until(lambda: not endpoints(), 2 * TTL, "none in the registry")

@@ -1,0 +1,174 @@
+"""The image: its size, what is in it and what is not, and how it is built."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import docker
+import pytest
+from bench.image_sizes import DEFAULT_LIMIT, TLS_LIMIT, Sizes, sizes
+from harness import ROOT
+
+from containers.engine import BASE, RUN, BuildError, Images, Lab, has_buildx
+
+pytestmark = pytest.mark.docker
+
+CONTEXT = ("Dockerfile", ".dockerignore", "agent.py", "healthcheck.py", "requirements.txt", "docker")
+
+
+@pytest.fixture(params=[("image", DEFAULT_LIMIT), ("tls_image", TLS_LIMIT)], ids=["default", "tls"])
+def variant(request: pytest.FixtureRequest) -> tuple[str, Sizes]:
+    """Each variant's tag, and what it may weigh."""
+    fixture, limit = request.param
+    return request.getfixturevalue(fixture), limit
+
+
+@pytest.fixture(scope="session")
+def files(client: docker.DockerClient, run: str, image: str) -> dict[str, bytes]:
+    """The files of the default image."""
+    return unpack(client, run, image)
+
+
+def unpack(client: docker.DockerClient, run: str, image: str) -> dict[str, bytes]:
+    """Return an image's files and links: path without the leading slash -> content (of links none)."""
+    container = client.containers.create(image, labels={RUN: run})
+    packed = io.BytesIO()
+    try:
+        packed.writelines(container.export())  # type: ignore[arg-type]  # bytes, whatever the stubs say
+    finally:
+        container.remove()
+    packed.seek(0)
+    files = {}
+    with tarfile.open(fileobj=packed) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.isfile() else None
+            if not member.isdir():
+                files[member.name] = file.read() if file else b""
+    return files
+
+
+def test_sizes(client: docker.DockerClient, variant: tuple[str, Sizes]) -> None:
+    tag, limit = variant
+    got = sizes(client, tag)
+    assert got.on_disk <= limit.on_disk
+    assert got.compressed <= limit.compressed
+    shown = client.images.get(tag).attrs["Size"]
+    assert shown == pytest.approx(got.on_disk, rel=0.02), "what docker images shows"
+
+
+def test_history_is_short_and_names_no_tool(client: docker.DockerClient, variant: tuple[str, Sizes]) -> None:
+    history = [str(step["CreatedBy"]).replace(RUN, "") for step in client.images.get(variant[0]).history()]
+    assert not re.search(r"\b(pip|apk|gcc|make|tests?)\b", "\n".join(history)), history
+    assert len(client.images.get(variant[0]).attrs["RootFS"]["Layers"]) <= 2, history
+
+
+def test_nothing_is_in_it_that_it_does_not_need(files: dict[str, bytes]) -> None:
+    unwanted = re.compile(
+        r"(^|/)(pip|ensurepip|setuptools|wheel|gcc|cc|apk)($|/|-)|(^|/)tests?/|\.(py|h|a|whl)$|requirements"
+    )
+    assert [path for path in files if unwanted.search(path)] == []
+
+
+def test_openssl_is_in_the_tls_variant_alone(
+    client: docker.DockerClient, run: str, files: dict[str, bytes], tls_image: str
+) -> None:
+    openssl = re.compile(r"libssl|libcrypto|/_ssl|/_hashlib|openssl", re.IGNORECASE)
+    assert [path for path in files if openssl.search(path)] == []
+    names = unpack(client, run, tls_image)
+    assert {"libssl", "libcrypto", "/_ssl"} <= {match[0] for match in map(openssl.search, names) if match}
+
+
+def test_scanners_find_the_packages_with_their_versions(files: dict[str, bytes]) -> None:
+    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    texts = [content.decode() for path, content in files.items() if path.endswith(".dist-info/METADATA")]
+    found = dict(re.findall(r"\AMetadata-Version: .*\nName: (.+)\nVersion: (.+)\n", text)[0] for text in texts)
+    assert {"requests", "urllib3", "idna", "certifi"} <= set(found)
+    assert found == {name: pins[name] for name in found}
+
+
+def test_configuration(client: docker.DockerClient, image: str) -> None:
+    config = client.images.get(image).attrs["Config"]
+    assert config["User"] == "1000:1000"
+    assert config["Entrypoint"] == ["python", "-I", "/app/agent.pyc"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "python", "-I", "-S", "/app/healthcheck.pyc"]
+    assert config["Labels"]["org.opencontainers.image.title"] == "vertice-registry-sidecar"
+    assert not config.get("StopSignal")  # SIGTERM
+    assert not config.get("Volumes")
+
+
+def test_people_can_look_around_inside(lab: Lab) -> None:
+    lab.service()
+    sidecar = lab.sidecar()
+    for command, expected in {
+        ("id",): r"^uid=1000\(sidecar\) gid=1000\(sidecar\)",
+        ("ps",): r"\b1 (sidecar|1000) .*python -I /app/agent\.pyc",
+        ("wget", "-qO-", "http://service:8080/health"): '"version":"1.0.0"',
+        ("nslookup", "service"): r"Address.*: \d+\.\d+\.\d+\.\d+",
+        ("ping", "-c", "1", "service"): "1 packets received",
+        ("sh", "-c", "echo $((6 * 7))"): "^42$",
+    }.items():
+        code, said = sidecar.execute(*command)
+        assert code == 0, said
+        assert re.search(expected, said, re.MULTILINE), f"{command}: {said}"
+
+
+@pytest.mark.parametrize("buildkit", [False, True], ids=["classic", "buildkit"])
+def test_both_builders_make_the_same(
+    client: docker.DockerClient, images: Images, image: str, buildkit: bool
+) -> None:
+    if buildkit and not has_buildx():
+        pytest.skip("no buildx plugin")
+    tag = images.build("buildkit" if buildkit else "classic", ROOT, buildkit=buildkit)
+    built, usual = client.images.get(tag).attrs, client.images.get(image).attrs
+    assert built["Size"] == usual["Size"]
+    for key in ("User", "Entrypoint", "Healthcheck", "WorkingDir", "Env", "Labels"):
+        assert built["Config"][key] == usual["Config"][key], key
+
+
+def test_it_is_built_from_the_base_alone() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == [BASE, "scratch"]
+    # A `# syntax=` line fetches an image; the classic builder knows neither mounts nor heredocs.
+    assert not re.search(r"^# *syntax|--mount|<<|^ADD |\bapk\b", text, re.MULTILINE)
+
+
+def test_no_file_of_the_build_names_an_architecture() -> None:
+    names = re.compile(r"x86|amd64|aarch|arm(64|v\d|hf)|i[3-6]86|ppc|s390|riscv|ld-musl-", re.IGNORECASE)
+    for file in (ROOT / "Dockerfile", *(ROOT / "docker").rglob("*.py")):
+        assert not names.search(file.read_text()), file
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    """A copy of what the build needs, to be changed."""
+    for name in CONTEXT:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("script", "statement", "module"),
+    [
+        ("agent.py", "import httpx", "httpx"),
+        ("agent.py", "from json import nothing_of_that_name", "json.nothing_of_that_name"),
+        ("agent.py", "def late() -> None:\n    import ssl", "ssl"),
+        ("healthcheck.py", "import bz2", "bz2"),
+    ],
+    ids=["package", "name", "late", "in the health check"],
+)
+def test_an_import_that_the_image_would_lack_stops_the_build(
+    images: Images, context: Path, script: str, statement: str, module: str
+) -> None:
+    source = context / script
+    line = source.read_text().count("\n") + statement.count("\n") + 1
+    source.write_text(source.read_text() + statement + "\n")
+    with pytest.raises(BuildError, match=rf"{script}, line {line}: the image would lack {module}"):
+        images.build("lacking", context)

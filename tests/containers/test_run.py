@@ -1,0 +1,80 @@
+"""The hardened container: registered, healthy, stopped; what it costs."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+import pytest
+
+from containers.engine import WAIT, Lab, Node, wait_until
+
+pytestmark = pytest.mark.docker
+
+PROMPTLY = 20  # seconds from a ready service to its record: 10 are promised at 0.1 CPU; a busy machine takes longer
+MEMORY = 18 * 1024  # kB
+
+
+def moment(text: str) -> float:
+    """Return a time stamp of the engine or of the registry (RFC 3339) in Unix time."""
+    return datetime.fromisoformat(re.sub(r"(\.\d{1,6})\d*", r"\1", text)).timestamp()
+
+
+def memory(node: Node, field: str) -> int:
+    """Return VmRSS or VmHWM of a container's first process in kB."""
+    _, status = node.execute("cat", "/proc/1/status")
+    return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0])
+
+
+def test_it_runs_hardened(lab: Lab) -> None:
+    """From start to stop under the limits of the template."""
+    registry, _service, sidecar = lab.registry(), lab.service(), lab.sidecar()
+    record = registry.wait_record()
+    assert record["endpoint"] == "http://service:8080"
+    assert record["metadata"] == {"version": "1.0.0", "status": "healthy"}
+    assert moment(record["registered_at"]) - moment(sidecar.state["StartedAt"]) <= PROMPTLY
+    sidecar.wait_health("healthy", r"^registered, last heartbeat \d+ s ago$")
+    assert memory(sidecar, "VmRSS") <= MEMORY
+
+    assert sidecar.stop() == 0
+    assert registry.record() is None
+    sidecar.wait_for("Service deregistered")
+
+
+def test_it_waits_for_a_service_that_starts_slowly(lab: Lab) -> None:
+    registry, service, sidecar = lab.registry(), lab.service("--not-ready-for", "8"), lab.sidecar()
+    sidecar.wait_health("healthy", r"^waiting for the service for \d+ s: 503")
+    assert registry.record() is None
+    sidecar.wait_for("Service is READY")
+    record = registry.wait_record()
+    ready = moment(service.state["StartedAt"]) + 8
+    assert moment(record["registered_at"]) - ready <= PROMPTLY
+
+
+def test_its_root_is_read_only_and_it_has_no_rights(lab: Lab) -> None:
+    sidecar = lab.sidecar()
+    code, said = sidecar.execute("touch", "/app/x")
+    assert code != 0
+    assert "Read-only" in said
+    _, status = sidecar.execute("cat", "/proc/1/status")
+    assert re.findall(r"Cap(?:Prm|Eff|Bnd):\s+(\d+)", status) == ["0" * 16] * 3
+    assert re.findall(r"NoNewPrivs:\s+(\d)", status) == ["1"]
+
+
+def test_bad_settings_stop_it_with_the_reason(lab: Lab) -> None:
+    sidecar = lab.sidecar({"restart_policy": None}, SERVICE_NAME="index", SERVICE_PORT=0)
+    assert sidecar.container.wait(timeout=30)["StatusCode"] == 2
+    sidecar.wait_for("Bad setting: SERVICE_(NAME|PORT)=", times=2)
+    assert "Traceback" not in sidecar.log
+
+
+def test_ready_follows_registration(lab: Lab) -> None:
+    """`--ready` after the health check's command is for those who wait for the registration."""
+    command = ("python", "-I", "-S", "/app/healthcheck.pyc", "--ready")
+    _service, sidecar = lab.service(), lab.sidecar()
+    sidecar.wait_for("Registration failed")
+    code, said = sidecar.execute(*command)
+    assert code == 1
+    assert said.startswith("not ready: registry unreachable")
+    lab.registry().wait_record()
+    wait_until(lambda: sidecar.execute(*command)[0] == 0, WAIT, "ready")
