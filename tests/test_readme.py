@@ -50,7 +50,7 @@ def real_output() -> tuple[list[str], list[str]]:
     registry = Registry(ttl=4.0, dialect="deployed", token="secret")
     service = ToyService()
     with Sidecar(registry, service, REGISTRY_TOKEN="secret", HEARTBEAT_INTERVAL=1) as sidecar:
-        note(sidecar, "^waiting")
+        note(sidecar, "^waiting.*refused")
         with service, registry:
             registry.stop()
             sidecar.wait_for("Registration failed")
