@@ -48,7 +48,8 @@ def code(cell: str) -> list[str]:
 def shape(line: str) -> str:
     """Return a line of output without what differs from run to run: durations, addresses, attempts, a log's time."""
     line = re.sub(r"^\S+Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) ", "", line)
-    line = re.sub(r"http://[^\s;:]+(:\d+)?", "URL", line)
+    line = re.sub(r"http://[^\s;:\"]+(:\d+)?", "URL", line)
+    line = re.sub(r"\d{4}-\d\d-\d\dT[\d:.+]+|(?<=ttl_remaining\": )[\d.]+", "TIME", line)
     return re.sub(r"\d+(\.\d+)? (?=s\b)|(?<=attempt )\d+|(?<=failures: )\d+|(?<=answered )\d+", "N ", line)
 
 

@@ -19,12 +19,13 @@ WITHOUT_OUTAGE = 3  # every so many rounds
 STRETCH = 7  # intervals that such a round takes about
 MIXED = 0.4  # how often an agent has an episode of its own during an outage
 
-# These come with a whole head that says 2xx, so an agent may take them for an acceptance, or for good health.
+# These come with a head that says 2xx, so an agent may take them for an acceptance, or for good health. Python's
+# http.client takes a head that breaks off for a whole one.
 ACKNOWLEDGING = frozenset({
-    "status_204", "status_206", "empty", "long_length", "short_length", "bad_length", "two_lengths", "broken_chunks",
-    "endless_chunk_line", "many_headers", "gzip_not", "gzip_bomb", "huge_body", "huge_chunked", "endless_body",
-    "drip_body", "deep_json", "json_text", "not_utf8", "nan_json", "huge_int_json", "surrogate_json", "json_list",
-    "json_null", "json_nested", "json_huge_strings",
+    "cut_headers", "status_204", "status_206", "empty", "long_length", "short_length", "bad_length", "two_lengths",
+    "broken_chunks", "endless_chunk_line", "many_headers", "gzip_not", "gzip_bomb", "huge_body", "huge_chunked",
+    "endless_body", "drip_body", "deep_json", "json_text", "not_utf8", "nan_json", "huge_int_json",
+    "surrogate_json", "json_list", "json_null", "json_nested", "json_huge_strings",
 })  # fmt: skip
 SLOW = [f"slow {tenths / 10:g}" for tenths in range(1, 7)]  # late, but perhaps within the deadline
 FAILING = sorted(set(FAULTS) - ACKNOWLEDGING)
