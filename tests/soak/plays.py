@@ -92,18 +92,12 @@ class Plays:
         aim = Aim(episode.operation, episode.fault, named_fault(episode.fault), once=False)
         unit.aim(aim)
         if episode.operation == "register":  # which nobody would ask for
-            self._forget(unit)
+            self.registry.forget(unit.name)
         yield 0
         unit.unaim(aim)
 
-    def _forget(self, unit: Unit) -> None:
-        """Lose the record; an acknowledgement for ever that has not yet seen the last one back ends with it."""
-        for aim in [aim for aim in unit.aims if aim.name == ACKNOWLEDGED]:
-            unit.unaim(aim)
-        self.registry.forget(unit.name)
-
     def lost(self, _episode: Episode, unit: Unit) -> Iterator[float]:
-        self._forget(unit)
+        self.registry.forget(unit.name)
         yield 0
 
     def acknowledged(self, episode: Episode, unit: Unit) -> Iterator[float]:
@@ -117,7 +111,7 @@ class Plays:
                 exchange.reply(200, {"message": "Heartbeat received"})
 
         aim = Aim("heartbeat", episode.kind, acknowledge, once=False)
-        self._forget(unit)
+        self.registry.forget(unit.name)
         unit.aim(aim)
         yield 10 * self.world.times.interval
 
@@ -213,8 +207,7 @@ class Plays:
         self.registry.store = "up"
 
     def all_lost(self, _episode: Episode) -> Iterator[float]:
-        for unit in self.world.units:
-            self._forget(unit)
+        self.registry.forget()
         yield 0
 
     def all_expired(self, _episode: Episode) -> Iterator[float]:

@@ -26,7 +26,7 @@ from peers.service import ToyService
 
 import healthcheck
 from soak.invariants import FLOOD, LATE, Sample, Times, Watch, about_registry, flooded, resources
-from soak.plays import ANY_OPERATION, Aim, Plays
+from soak.plays import ACKNOWLEDGED, ANY_OPERATION, Aim, Plays
 from soak.schedule import ALONE, Episode, Round
 
 LOOK_EVERY = 0.02  # seconds
@@ -130,6 +130,11 @@ class Unit:
         """Undo that, where the fault was not met."""
         with self.lock, contextlib.suppress(ValueError):
             self.aims.remove(aim)
+
+    def end_acknowledgement(self) -> None:
+        """End what may still wait for a heartbeat to see the record back: it is not to swallow the next fault."""
+        with self.lock:
+            self.aims[:] = [aim for aim in self.aims if aim.name != ACKNOWLEDGED]
 
 
 class World:
@@ -380,6 +385,7 @@ class World:
             else:
                 self.outage = episode.kind
             for each in concerned:
+                each.end_acknowledgement()
                 each.events += 1  # its end
                 each.watch.disturb(episode.kind, episode.keeps)
         plays = self.plays
