@@ -91,11 +91,15 @@ def test_it_can_be_kept_to_some_kinds() -> None:
 
 @pytest.mark.parametrize("name", sorted(FAULTS))
 def test_what_counts_as_a_failure_never_looks_like_an_acceptance(name: str) -> None:
-    """On the wire: a whole head that says 2xx. An agent that took it for an acceptance would be right."""
+    """On the wire: a head that says 2xx, and is whole or breaks off, which http.client does not tell apart.
+
+    An agent that took it for an acceptance would be right.
+    """
     with Peer() as peer:
         peer.play("any", name)
         head = read_head(peer, 10.0 if name in ACKNOWLEDGING else 0.5)
-    looks = re.match(rb"HTTP/1\.1 2\d\d ", head) is not None and b"\r\n\r\n" in head
+    ended = b"\r\n\r\n" in head or name == "cut_headers"
+    looks = re.match(rb"HTTP/1\.1 2\d\d ", head) is not None and ended
     assert looks == (name in ACKNOWLEDGING), head[:200]
 
 
