@@ -1,7 +1,7 @@
 #!/bin/sh
 # The benchmark, as one table: sh tests/bench.sh [--quick] [--output FILE]
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 . tests/venv.sh
 make_venv requirements.txt tests/requirements.txt tests/bench/requirements.txt
 exec "$python" tests/bench/run.py "$@"

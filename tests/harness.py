@@ -117,6 +117,11 @@ class Sidecar:
         self.directory.cleanup()
 
     @property
+    def pid(self) -> int:
+        """The process that does the work."""
+        return self.process.pid
+
+    @property
     def log(self) -> str:
         return "\n".join(self.lines)
 
@@ -172,7 +177,7 @@ class Sidecar:
 
     def peak_memory(self) -> int:
         """Return the highest resident memory so far, in kB (Linux)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
 
 

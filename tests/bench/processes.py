@@ -50,12 +50,6 @@ def memory(pid: int) -> Memory:
     return Memory(kilobytes["Rss"] * 1024, kilobytes["Pss"] * 1024, private * 1024)
 
 
-def peak_memory(pid: int) -> int:
-    """Return the highest resident memory of a process so far, in bytes. Raises OSError where it has ended."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) * 1024
-
-
 def descriptors(pid: int) -> int:
     """Return how many file descriptors a process has open. Raises OSError."""
     return len(os.listdir(f"/proc/{pid}/fd"))
@@ -78,7 +72,6 @@ class Peers(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """The agent's settings."""
         return {"REGISTRY_URL": self.urls[1], "SERVICE_PORT": self.service, "HEARTBEAT_INTERVAL": 30}
-
 
     @property
     def urls(self) -> tuple[str, str]:
@@ -116,11 +109,6 @@ class Subject(Sidecar):
         subject = cls(**settings)
         subject.script = list(script)
         return subject
-
-    @property
-    def pid(self) -> int:
-        """The process that does the work."""
-        return self.process.pid
 
     def heard(self, line: str) -> None:
         """Take one line of the log, and count the heartbeats."""

@@ -5,7 +5,7 @@
 
 Linux only. Where a Docker engine and the base image are found, the image is built and measured too. A figure
 that cannot be had on this machine says why. What costs CPU is repeated in turn with its references, and the
-median is shown, since machines are noisy. Takes about 6 minutes, with --quick less than one.
+median is shown, since machines are noisy. Takes about 4 minutes, with --quick one or two.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from bench.processes import (
     build_images,
     descriptors,
     memory,
-    peak_memory,
     run_peers,
 )
 from bench.relay import Relay
@@ -426,9 +425,9 @@ def faults_row(images: Images, image: str) -> Row:
                 for played in FAULTS:
                     for port in (peers.service, peers.registry):
                         play(port, played, agent)
-                    peak = peak_memory(agent.pid)
+                    peak = agent.peak_memory() * 1024
                 agent.wait_beats(agent.beats + 10, timeout=60.0)
-                peak = peak_memory(agent.pid)
+                peak = agent.peak_memory() * 1024
                 outcome = "alive"
             except AssertionError as error:
                 outcome = f"after {played}: {error}"

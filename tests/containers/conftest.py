@@ -5,7 +5,6 @@ Without an engine or the base image the tests are skipped, or fail where REQUIRE
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 
@@ -15,6 +14,7 @@ from docker.models.networks import Network
 from harness import ROOT
 
 from containers import engine
+from containers.compose import unavailable
 from containers.engine import Images, Lab
 
 
@@ -24,9 +24,7 @@ def client() -> Iterator[docker.DockerClient]:
     try:
         client = engine.connect()
     except engine.MissingError as missing:
-        if os.environ.get("REQUIRE_DOCKER") == "1":
-            pytest.fail(f"REQUIRE_DOCKER=1, but {missing}")
-        pytest.skip(str(missing))
+        unavailable(str(missing))
     yield client
     client.close()
 

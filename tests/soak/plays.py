@@ -5,6 +5,7 @@ What it yields are the seconds within which the agent must be back, 0 for the us
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
@@ -38,6 +39,14 @@ def named_fault(name: str) -> Fault:
     """Return the fault of the catalogue, with a parameter where the name has one: "slow 0.3"."""
     kind, _, parameter = name.partition(" ")
     return resolve([kind, float(parameter)] if parameter else kind)
+
+
+@contextlib.contextmanager
+def dead(unit: Unit) -> Iterator[None]:
+    """Count the service as dead meanwhile: the agent then owes that it sends no heartbeat."""
+    unit.watch.dead_since = time.monotonic()
+    yield
+    unit.watch.dead_since = math.inf
 
 
 class Plays:
@@ -123,38 +132,34 @@ class Plays:
         unit.service.sane()
 
     def service_misbehaves(self, episode: Episode, unit: Unit) -> Iterator[float]:
-        unit.watch.dead_since = time.monotonic()
-        unit.service.play("health", self._counted(episode.fault), times=None)
-        yield 0
-        unit.service.sane()
-        unit.watch.dead_since = math.inf
+        with dead(unit):
+            unit.service.play("health", self._counted(episode.fault), times=None)
+            yield 0
+            unit.service.sane()
 
     def service_stopped(self, episode: Episode, unit: Unit) -> Iterator[float]:
-        unit.watch.dead_since = time.monotonic()
-        unit.service.stop()
-        yield 0
-        if episode.new_version or "new version" in episode.kind:
-            unit.new_version()
-        unit.service.start()
-        unit.watch.dead_since = math.inf
+        with dead(unit):
+            unit.service.stop()
+            yield 0
+            if episode.new_version or "new version" in episode.kind:
+                unit.new_version()
+            unit.service.start()
 
     def service_paused(self, episode: Episode, unit: Unit) -> Iterator[float]:
-        unit.watch.dead_since = time.monotonic()
-        unit.service.pause()
-        yield 0
-        if episode.new_version:
-            unit.service.stop()
-            unit.new_version()
-            unit.service.start()
-        unit.service.resume()
-        unit.watch.dead_since = math.inf
+        with dead(unit):
+            unit.service.pause()
+            yield 0
+            if episode.new_version:
+                unit.service.stop()
+                unit.new_version()
+                unit.service.start()
+            unit.service.resume()
 
     def service_unhealthy(self, _episode: Episode, unit: Unit) -> Iterator[float]:
-        unit.watch.dead_since = time.monotonic()
-        unit.service.healthy = False
-        yield 0
-        unit.service.healthy = True
-        unit.watch.dead_since = math.inf
+        with dead(unit):
+            unit.service.healthy = False
+            yield 0
+            unit.service.healthy = True
 
     def _counted(self, name: str) -> Fault:
         """Return a fault of the catalogue that counts as met when it is."""

@@ -447,8 +447,6 @@ class World:
             self.violation(None, f"left in the registry after SIGTERM: {left}")
 
 
-
-
 def measure(process: int) -> Sample:
     """Return what a process uses (Linux). Raises OSError."""
     status = Path(f"/proc/{process}/status").read_text()
@@ -456,5 +454,3 @@ def measure(process: int) -> Sample:
     if not found:
         raise ProcessLookupError(process)
     return Sample(int(found[1]), len(os.listdir(f"/proc/{process}/fd")))
-
-
