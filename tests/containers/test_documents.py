@@ -143,7 +143,7 @@ def reader(
     own = {"services": {HOST: {"container_name": HOST, "image": service_image, "networks": ["maximus-network"]}}}
     often = yaml.safe_load(HEALTH_OFTEN)
     override = {
-        "services": own["services"] | {SIDECAR: {"container_name": SIDECAR} | often},
+        "services": own["services"] | {SIDECAR: often},
         "networks": {"maximus-network": {"external": True, "name": lab.network.name}},
     }
     files = {
