@@ -31,7 +31,9 @@ def in_order(sidecar: Sidecar, *patterns: str) -> bool:
 
 
 def test_the_start_up_tells_its_steps_in_order(registry: Registry) -> None:
-    with ToyService(not_ready_for=1.0) as service, Sidecar(registry, service) as sidecar:
+    with ToyService(healthy=False) as service, Sidecar(registry, service) as sidecar:
+        sidecar.wait_for("Waiting for the service")
+        service.healthy = True
         sidecar.wait_for("Heartbeat accepted", times=2, timeout=30)
         registry.forget()
         sidecar.wait_registered(times=2, timeout=30)

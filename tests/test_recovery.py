@@ -27,9 +27,10 @@ def back_after(registry: Registry, timeout: float = 30.0) -> float:
 
 
 def test_waits_registers_and_keeps_the_record_alive(registry: Registry) -> None:
-    with ToyService(not_ready_for=1.5) as service, Sidecar(registry, service) as sidecar:
+    with ToyService(healthy=False) as service, Sidecar(registry, service) as sidecar:
         sidecar.wait_for("Waiting for the service")
         assert registry.count() == 0
+        service.healthy = True
         sidecar.wait_for("Service is READY")
         sidecar.wait_registered()
         sidecar.wait_for("Starting heartbeat loop")
