@@ -46,6 +46,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -68,7 +69,7 @@ import healthcheck
 # ------------------------------------------------------------------------------------- settings
 
 REGISTRY_TTL = 60.0  # seconds without a heartbeat after which the registry drops a record
-LONGEST_DURATION = 86400.0  # seconds
+LONGEST = 86400.0  # seconds
 MAX_METADATA = 256  # characters of a metadata value
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -112,31 +113,53 @@ def read_token(path: str) -> str:
     return token
 
 
-# Parsers: they take a setting's text and return its value, or raise ValueError with what to do.
+def load_authorities(path: str) -> Any:
+    """Return a TLS context that trusts these, if there is TLS. Raises OSError (ssl.SSLError)."""
+    return None if ssl is None else ssl.create_default_context(cafile=path)
+
+
+# Parsers: each takes a setting's text and returns its value, or raises ValueError(what to do).
+
+
+def parse_choice(choices: tuple[str, ...], text: str) -> str:
+    for choice in choices:
+        if text.lower() == choice.lower():
+            return choice
+    raise ValueError(f"set it to one of {', '.join(choices)}")
+
+
+def parse_truth(text: str) -> bool:
+    return parse_choice((*TRUE, *FALSE), text) in TRUE
+
+
+def parse_number(kind: type[int | float], lowest: float, highest: float, text: str) -> float:
+    pattern = "[0-9]{1,9}" if kind is int else r"[0-9]{1,9}\.?[0-9]{0,9}|\.[0-9]{1,9}"
+    if re.fullmatch(pattern, text) and lowest <= kind(text) <= highest:
+        return kind(text)
+    words = "a whole number" if kind is int else "seconds"
+    raise ValueError(f"set it to {words} from {lowest:g} to {highest:g}")
 
 
 def parse_name(text: str) -> str:
-    if not re.fullmatch("(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text):
-        raise ValueError(
-            "set it to the name to register: lowercase letters, digits, _ and -,"
-            " and not `index`, the registry's own"
-        )
-    return text
+    if re.fullmatch("(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text):
+        return text
+    raise ValueError(
+        "set it to the name to register: lowercase letters, digits, _ and -,"
+        " and not `index`, the registry's own"
+    )
 
 
 def parse_host(text: str) -> str:
     host = re.sub(r"^\[(.*)\]$", r"\1", text)
-    if not is_host(host):
-        raise ValueError(
-            "set it to the service's host name or address alone, such as vertice-osint"
-        )
-    return host
+    if is_host(host):
+        return host
+    raise ValueError("set it to the service's host name or address alone, such as vertice-osint")
 
 
 def parse_path(text: str) -> str:
-    if not re.fullmatch('/(?!/)[!"$-~]*', text):
-        raise ValueError("set it to a path, such as /health")
-    return text
+    if re.fullmatch('/(?!/)[!"$-~]*', text):
+        return text
+    raise ValueError("set it to a path, such as /health")
 
 
 def parse_url(text: str) -> str:
@@ -156,10 +179,6 @@ def parse_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def parse_truth(text: str) -> bool:
-    return one_of(*TRUE, *FALSE)(text) in TRUE
-
-
 def parse_pairs(text: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for item in filter(str.strip, text.split(",")):
@@ -174,78 +193,23 @@ def parse_pairs(text: str) -> dict[str, str]:
 
 
 def parse_token(text: str) -> str:
-    if text and not is_token(text):
-        raise ValueError("set it to the registry's token: printable ASCII without blanks")
-    return text
+    if not text or is_token(text):
+        return text
+    raise ValueError("set it to the registry's token: printable ASCII without blanks")
 
 
-def parse_token_file(text: str) -> str:
+def parse_file(load: Callable[[str], object], what: str, text: str) -> str:
     try:
         if text:
-            read_token(text)
+            load(text)
+        return text
     except (OSError, ValueError) as error:
-        raise ValueError(f"set it to a readable file that holds the token ({error})") from error
-    return text
+        raise ValueError(f"set it to a readable file {what} ({error})") from error
 
 
-def parse_ca_file(text: str) -> str:
-    try:
-        if text and ssl is not None:
-            ssl.create_default_context(cafile=text)
-    except OSError as error:  # ssl.SSLError is one
-        raise ValueError(
-            f"set it to a readable file of CA certificates in PEM form ({error})"
-        ) from error
-    return text
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    """Return a parser of one of these words, in upper or lower case."""
-
-    def parse(text: str) -> str:
-        for choice in choices:
-            if text.lower() == choice.lower():
-                return choice
-        raise ValueError(f"set it to one of {', '.join(choices)}")
-
-    return parse
-
-
-def whole(lowest: int, highest: int, example: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers."""
-
-    def parse(text: str) -> int:
-        if re.fullmatch("[0-9]{1,9}", text) and lowest <= int(text) <= highest:
-            return int(text)
-        raise ValueError(f"set it to a whole number from {lowest} to {highest}, such as {example}")
-
-    return parse
-
-
-def seconds(lowest: float, example: float) -> Callable[[str], float]:
-    """Return a parser of durations in seconds."""
-    number = r"[0-9]{1,9}\.?[0-9]{0,9}|\.[0-9]{1,9}"
-
-    def parse(text: str) -> float:
-        if re.fullmatch(number, text) and lowest <= float(text) <= LONGEST_DURATION:
-            return float(text)
-        raise ValueError(
-            f"set it to seconds from {lowest:g} to {LONGEST_DURATION:g}, such as {example:g}"
-        )
-
-    return parse
-
-
-class Setting(NamedTuple):
-    """What a setting is where nothing is set, as text, and its parser."""
-
-    default: str
-    parse: Callable[[str], Any]
-
-
-def setting(default: str, parse: Callable[[str], Any]) -> Any:
-    """Return a Setting where a value of its type will stand."""
-    return Setting(default, parse)
+def setting(default: str, parse: Callable[..., Any], *bounds: object) -> Any:
+    """Return what a setting is where nothing is set, as text, and its parser."""
+    return default, functools.partial(parse, *bounds)
 
 
 class Settings(NamedTuple):
@@ -253,25 +217,25 @@ class Settings(NamedTuple):
 
     service_name: str = setting("", parse_name)
     service_host: str = setting("", parse_host)
-    service_port: int = setting("8080", whole(1, 65535, example=8080))
-    service_health_check: str = setting("http", one_of("http", "tcp", "none"))
+    service_port: int = setting("8080", parse_number, int, 1, 65535)
+    service_health_check: str = setting("http", parse_choice, ("http", "tcp", "none"))
     service_health_endpoint: str = setting("/health", parse_path)
-    service_health_timeout: float = setting("5", seconds(0.01, example=5))
-    service_health_retries: int = setting("3", whole(1, 100, example=3))
+    service_health_timeout: float = setting("5", parse_number, float, 0.01, LONGEST)
+    service_health_retries: int = setting("3", parse_number, int, 1, 100)
     service_metadata: Mapping[str, str] = setting("", parse_pairs)
     registry_url: str = setting("http://vertice-register-lb:8888", parse_url)
-    registry_timeout: float = setting("10", seconds(0.01, example=10))
+    registry_timeout: float = setting("10", parse_number, float, 0.01, LONGEST)
     registry_token: str = setting("", parse_token)
     vertice_registry_token: str = setting("", parse_token)
     registry_auth_token: str = setting("", parse_token)
-    registry_token_file: str = setting("", parse_token_file)
-    registry_ca_file: str = setting("", parse_ca_file)
-    heartbeat_interval: float = setting("30", seconds(0.01, example=30))
-    initial_wait_timeout: float = setting("60", seconds(0, example=60))
+    registry_token_file: str = setting("", parse_file, read_token, "that holds the token")
+    registry_ca_file: str = setting("", parse_file, load_authorities, "of CA certificates")
+    heartbeat_interval: float = setting("30", parse_number, float, 0.01, LONGEST)
+    initial_wait_timeout: float = setting("60", parse_number, float, 0, LONGEST)
     deregister_on_exit: bool = setting("true", parse_truth)
     heartbeat_file: str = setting(healthcheck.DEFAULT_PATH, str)
-    log_level: str = setting("INFO", one_of(*LOG_LEVELS))
-    log_format: str = setting("text", one_of("text", "json"))
+    log_level: str = setting("INFO", parse_choice, LOG_LEVELS)
+    log_format: str = setting("text", parse_choice, ("text", "json"))
 
     @property
     def endpoint(self) -> str:
@@ -798,18 +762,16 @@ if ssl is not None:
 
 
 class Answer(NamedTuple):
-    """What an exchange brought.
+    """What an exchange of at most `timeout` seconds brought.
 
-    Status 0: no answer came. `failure` says why none came, or why its body is not whole. `said`
-    is the answer, or the failure, in words fit for the log.
+    Status 0: no answer came. `failure` says why none came, or why its body is not whole.
     """
 
-    status: int
-    said: str
+    status: int = 0
+    headers: Mapping[str, str] = MappingProxyType({})
     body: bytes = b""
     failure: Exception | None = None
-    content_type: str = ""
-    retry_after: float = 0.0  # seconds
+    timeout: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -817,34 +779,43 @@ class Answer(NamedTuple):
 
     @property
     def late(self) -> bool:
-        return isinstance(self.failure, TimeoutError)
-
-    @property
-    def whole(self) -> bool:
-        return self.failure is None and len(self.body) <= MAX_BODY
+        return isinstance(self.failure, LateError)
 
     @property
     def is_page(self) -> bool:
         """Tell whether it is made for a browser."""
+        kind = self.headers.get("Content-Type", "").strip().lower()
         begins = self.body.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-        return self.content_type.strip().lower().startswith("text/html") or begins == b"<"
+        return kind.startswith("text/html") or begins == b"<"
+
+    @property
+    def retry_after(self) -> float:
+        return parse_retry_after(self.headers.get("Retry-After", ""), time.time())
 
     def json(self) -> Any:
-        """Return what a whole JSON body holds, else None."""
+        """Return what a JSON body holds; None where it is none, or not whole."""
         try:
-            return json.loads(self.body) if self.whole else None
+            return None if self.failure or len(self.body) > MAX_BODY else json.loads(self.body)
         except (ValueError, RecursionError):
             return None
 
-    @property
     def message(self) -> str:
-        """The peer's own words for people, as they came."""
+        """Return the peer's own words for people, as they came."""
         found = self.json()
-        if isinstance(found, dict):
-            for key in ("detail", "message", "error"):
-                if key in found:
-                    return str(found[key])
-        return self.body.decode("utf-8", "replace").strip()
+        keys = ("detail", "message", "error") if isinstance(found, dict) else ()
+        words = next((str(found[key]) for key in keys if key in found), None)
+        return self.body.decode("utf-8", "replace").strip() if words is None else words
+
+    def say(self) -> str:
+        """Say what came, fit for the log: a status and, where something is wrong, why."""
+        if not self.status:
+            return say_failure(self.failure, self.timeout)
+        said, location, message = str(self.status), self.headers.get("Location"), self.message()
+        if 300 <= self.status < 400 and location:
+            said += f", a redirect to {say_value(location)}, which is not followed"
+        elif not self.ok and message and not self.is_page:
+            said += f": {say_plain(message)}"
+        return said + (", then the body did not end in time" if self.late else "")
 
 
 class FinalResponse(http.client.HTTPResponse):
@@ -936,8 +907,8 @@ class Peer(HTTPAdapter):
                 self.close()
         self.kept = reusable
         if response is None:
-            return Answer(0, say_failure(failure, timeout), failure=failure)
-        return understand(response, content, failure)
+            return Answer(0, failure=failure, timeout=timeout)
+        return Answer(response.status_code, response.headers, content, failure, timeout)
 
     def send_again(self, request: requests.PreparedRequest) -> requests.Response:
         """Send, once more on a new connection where the peer has just closed the kept one."""
@@ -957,21 +928,6 @@ def prepare(
     """Return the request ready to send; kept, since every heartbeat is the same."""
     base = {"User-Agent": "sidecar", "Accept-Encoding": "identity"}
     return requests.Request(method, url, base | dict(headers), data=body or None).prepare()
-
-
-def understand(
-    response: requests.Response, content: bytes, failure: Exception | None
-) -> Answer:
-    """Return the answer that has come, and why its body is not whole, if so."""
-    answer = Answer(
-        status=response.status_code,
-        said="",
-        body=content,
-        failure=failure,
-        content_type=response.headers.get("Content-Type", ""),
-        retry_after=parse_retry_after(response.headers.get("Retry-After", ""), time.time()),
-    )
-    return answer._replace(said=say_answer(answer, response.headers.get("Location", "")))
 
 
 def innermost(error: Exception) -> Exception:
@@ -999,16 +955,6 @@ def say_failure(error: Exception | None, timeout: float) -> str:
     return say_plain(f"unusable answer: {type(error).__name__} {error}")
 
 
-def say_answer(answer: Answer, location: str = "") -> str:
-    """Say what a peer answered: the status and, where something is wrong, its own words."""
-    said = str(answer.status)
-    if 300 <= answer.status < 400 and location:
-        said += f", a redirect to {say_value(location)}, which is not followed"
-    elif not answer.ok and answer.message and not answer.is_page:
-        said += f": {say_plain(answer.message)}"
-    return said + (", then the body did not end in time" if answer.late else "")
-
-
 # --------------------------------------------------------------------------------- the registry
 
 ACCEPTED = "accepted"  # or, of the list: the name stands there
@@ -1034,6 +980,7 @@ class Registry:
     than it is documented: 500 for a name that it does not know, and 500 for a wrong token.
     """
 
+    REFUSAL = "failed: 401:|[Ii]nvalid registry token"
     PUBLISHED_PORT = 8888  # of its balancer, on the host; inside the Docker network it is 80
 
     def __init__(self, settings: Settings, signals: Signals) -> None:
@@ -1058,9 +1005,9 @@ class Registry:
         """Keep the record for another TTL."""
         name = {"service_name": self.settings.service_name}
         answer = self.ask("POST", "/heartbeat", timeout, name)
-        unknown = answer.status >= 500 and "not registered" in answer.message
+        unknown = answer.status >= 500 and "not registered" in answer.message()
         if answer.status in (404, 410) or unknown:
-            return Reply(LOST, True, answer.said)
+            return Reply(LOST, True, answer.say())
         return self.judge(answer)
 
     def deregister(self, timeout: float) -> Reply:
@@ -1075,12 +1022,12 @@ class Registry:
         answer = self.ask("GET", "/services", timeout)
         names = answer.json() if answer.ok else None
         if not isinstance(names, list):
-            advice = f"GET /services does not tell whether the record is there: {answer.said}"
-            return Reply(FAILED, answer.status > 0, answer.said, advice)
+            advice = f"GET /services does not tell whether the record is there: {answer.say()}"
+            return Reply(FAILED, answer.status > 0, answer.say(), advice)
         if self.settings.service_name not in names:
             said = "heartbeats are accepted, but GET /services does not list it"
             return Reply(LOST, True, said)
-        return Reply(ACCEPTED, True, answer.said)
+        return Reply(ACCEPTED, True, answer.say())
 
     def take_token(self) -> None:
         """Read the token, which may have changed in its file."""
@@ -1108,11 +1055,11 @@ class Registry:
             meaning = ACCEPTED
             self.accepted = True
         elif answer.status in (401, 403) or (
-            answer.status >= 500 and re.search("failed: 401:|[Ii]nvalid .*token", answer.message)
+            answer.status >= 500 and re.search(self.REFUSAL, answer.message())
         ):
             meaning = REFUSED
         advice = self.say_advice(answer, meaning)
-        return Reply(meaning, answer.status > 0, answer.said, advice, answer.retry_after)
+        return Reply(meaning, answer.status > 0, answer.say(), advice, answer.retry_after)
 
     def say_advice(self, answer: Answer, meaning: str) -> str:
         """Say what went wrong and, where that is known, which variable to set."""
@@ -1121,15 +1068,15 @@ class Registry:
             name = self.settings.token_name
             variables = name if self.token else f"{name} or REGISTRY_TOKEN_FILE"
             return (
-                f"{where} refuses the token ({answer.said}):"
+                f"{where} refuses the token ({answer.say()}):"
                 f" set {variables} to the registry's token"
             )
         if answer.ok and answer.is_page:
             return f"{where} answered with a web page: set REGISTRY_URL to where the registry is"
         if 300 <= answer.status < 400:
-            return f"{where} answered {answer.said}: set REGISTRY_URL to where the registry is"
+            return f"{where} answered {answer.say()}: set REGISTRY_URL to where the registry is"
         if answer.status:
-            return f"{where} answered {answer.said}"
+            return f"{where} answered {answer.say()}"
         hint = ""
         refused = isinstance(answer.failure, ConnectionRefusedError) and not self.accepted
         if refused and self.peer.wire.port == self.PUBLISHED_PORT:
@@ -1137,7 +1084,7 @@ class Registry:
                 f" ({self.PUBLISHED_PORT} is its port on the host;"
                 " inside its Docker network it is 80: check REGISTRY_URL)"
             )
-        return f"{where}: {answer.said}{hint}"
+        return f"{where}: {answer.say()}{hint}"
 
 
 # ---------------------------------------------------------------------------------- the service
@@ -1176,7 +1123,7 @@ class Service:
         timeout, path = self.settings.service_health_timeout, self.settings.service_health_endpoint
         answer = self.peer.exchange("GET", path, {"Connection": "close"}, b"", timeout)
         if not answer.ok or answer.late:
-            self.problem = answer.said
+            self.problem = answer.say()
             return False
         health = answer.json()
         if isinstance(health, dict):
@@ -1244,28 +1191,11 @@ class SignOfLife:
             self.fails = False
 
 
-# ------------------------------------------------------------------------------------ the agent
+# ----------------------------------------------------------------------------------- the record
 
 # Heartbeats between two looks at the list: with the 30 s that an expired name lingers there, a
 # loss shows within ten intervals.
 LOOK_EVERY = 9
-STOP_TIMEOUT = 1.5  # seconds for the last exchange; the whole stop has 3
-
-State = Callable[[], Any]  # blocks, and returns the state that follows
-
-
-class Seldom:
-    """Tells when a lasting fault is to be logged once more."""
-
-    def __init__(self, clock: Callable[[], float], now: bool) -> None:
-        self.clock = clock
-        self.last = -math.inf if now else clock()
-
-    def due(self) -> bool:
-        if self.clock() - self.last < LOG_AGAIN:
-            return False
-        self.last = self.clock()
-        return True
 
 
 class Outage(NamedTuple):
@@ -1275,199 +1205,70 @@ class Outage(NamedTuple):
     failures: int
 
 
-class Agent:
-    """Keeps one service registered. Clock (monotonic seconds) and randomness are passed in."""
+class Record:
+    """The service's record in the registry: how long it lives, and what keeps it alive and true.
+
+    Attributes: the `metadata` that the registry last took, when it last accepted a registration or
+    a heartbeat, the `outage` under way. Two intervals are one TTL.
+    """
 
     def __init__(
         self,
-        settings: Settings,
-        signals: Signals,
-        clock: Callable[[], float] = time.monotonic,
-        uniform: Uniform = random.uniform,
+        registry: Registry,
+        service: Service,
+        life: SignOfLife,
+        clock: Callable[[], float],
+        uniform: Uniform,
     ) -> None:
-        self.settings, self.signals, self.clock, self.uniform = settings, signals, clock, uniform
-        self.service = Service(settings, signals)
-        self.registry = Registry(settings, signals)
-        self.life = SignOfLife(settings.heartbeat_file, clock)
+        self.registry, self.service, self.life, self.clock = registry, service, life, clock
+        self.settings = registry.settings
         # A fleet started together neither beats together nor looks for its records together.
-        self.phase = clock() + uniform(0, settings.heartbeat_interval)
+        self.phase = clock() + uniform(0, self.settings.heartbeat_interval)
         self.beats = int(uniform(0, LOOK_EVERY))
-        self.record: Mapping[str, str] | None = None  # the metadata that the registry last took
-        self.accepted_at = -math.inf  # when the registry last took a registration or heartbeat
+        self.metadata: Mapping[str, str] | None = None
+        self.accepted_at = -math.inf
         self.outage: Outage | None = None
 
-    def run(self) -> int:
-        """Go from state to state until a signal comes; return the exit code."""
-        state: State = self.waiting
-        try:
-            while True:
-                state = state()
-        except Stop:
-            return self.stop()
-
-    # The states
-
-    def waiting(self) -> State:
-        """Wait until the service is healthy, or INITIAL_WAIT_TIMEOUT has passed."""
-        since, patience = self.clock(), self.settings.initial_wait_timeout
-        seldom = Seldom(self.clock, now=True)
-        self.life.show("waiting", since, self.service.problem)
-        while not self.probe():
-            problem = self.service.problem
-            self.life.show("waiting", since, problem)
-            left = since + patience - self.clock()
-            if left <= 0:
-                log.warning(
-                    "Service not healthy after %g s: %s; registering it all the same",
-                    patience, problem,
-                )  # fmt: skip
-                return self.registering
-            if seldom.due():
-                log.warning("Waiting for the service at %s: %s", self.settings.endpoint, problem)
-            self.pause(min(left, self.probe_wait()))
-        log.info("Service is READY")
-        return self.registering
-
-    def registering(self) -> State:
-        """Repeat the registration, with backoff, until the registry takes it."""
-        self.life.show("registering", self.clock())
-        for attempt in itertools.count(1):
-            reply = self.register(self.settings.registry_timeout)
-            if reply.meaning == ACCEPTED:
-                return self.registered
-            wait = backoff(attempt, self.uniform) + reply.retry_after
-            self.failed("Registration", reply, wait)
-            self.pause(wait)
-            if not self.service.seen:
-                self.probe()  # it is registered all the same; but perhaps it is healthy by now
-            elif not self.is_healthy():
-                break
-        return self.service_down
-
-    def registered(self) -> State:
-        """Send a heartbeat in every slot; repeat a failed one inside the slot."""
-        due, attempt = self.next_slot(), 0
-        while True:
-            self.pause(due - self.clock())
-            if not self.is_healthy():
-                return self.service_down
-            if self.left() <= 0:
-                # Heartbeats have failed for two intervals, or the process was frozen: the record
-                # may have expired, and a 200 proves nothing. A registration does both.
-                return self.registering
-            reply = self.refresh(attempt)
-            if reply.meaning in (LOST, REFUSED):
-                return self.registering  # which reads the token again
-            if reply.meaning == ACCEPTED:
-                if not self.is_listed():
-                    return self.registering
-                due, attempt = self.next_slot(), 0
-            else:
-                attempt += 1
-                wait = self.settings.pace * backoff(attempt, self.uniform)
-                wait = wait_in_slot(wait, reply.retry_after, self.left())
-                self.failed("Heartbeat", reply, wait, ready=self.expiry())
-                due = self.clock() + wait
-
-    def service_down(self) -> State:
-        """Send nothing, so that the record expires, until the service is healthy again."""
-        since = self.clock()
-        seldom = Seldom(self.clock, now=False)
-        problem = self.service.problem
-        log.error("Service is DOWN: %s; no heartbeat until it is healthy again", problem)
-        while True:
-            self.life.show("down", since, self.service.problem)
-            self.pause(self.probe_wait())
-            down = self.clock() - since
-            if self.probe():
-                log.info("Service is READY again after %.0f s", down)
-                return self.registering
-            if seldom.due():
-                log.warning("Service is DOWN for %.0f s: %s", down, self.service.problem)
-
-    def stop(self) -> int:
-        """Try once, shortly, to deregister; the exit code is 0 whatever comes of it."""
-        self.signals.ignore()
-        log.info("Stopping")
-        self.life.show("stopping", self.clock())
-        # Where no registration was accepted, the record there is somebody else's.
-        if self.settings.deregister_on_exit and self.record is not None:
-            self.life.promise(STOP_TIMEOUT)
-            reply = self.registry.deregister(STOP_TIMEOUT)
-            if reply.meaning == ACCEPTED:
-                log.info("Service deregistered")
-            else:
-                advice = reply.advice
-                log.warning("Deregistration failed: %s; the record expires by itself", advice)
-        return 0
-
-    # The service
-
-    def probe(self) -> bool:
-        """Look once whether the service is healthy."""
-        self.life.promise(self.settings.service_health_timeout)
-        return self.service.probe()
-
-    def is_healthy(self) -> bool:
-        """Probe until it is healthy, or SERVICE_HEALTH_RETRIES probes in a row have failed."""
-        retries = self.settings.service_health_retries
-        for attempt in range(1, retries + 1):
-            if self.probe():
-                return True
-            problem = self.service.problem
-            log.warning("Health probe %d of %d failed: %s", attempt, retries, problem)
-            if attempt < retries:
-                self.pause(self.settings.pace * self.uniform(1.0, 2.0))
-        return False
-
-    def probe_wait(self) -> float:
-        """Return the seconds until the next probe of a service that is not healthy."""
-        return min(self.uniform(1.0, 2.0), self.settings.heartbeat_interval)
-
-    # The record
+    def due(self) -> float:
+        """Return the moment of the next heartbeat."""
+        return next_beat(self.phase, self.settings.heartbeat_interval, self.accepted_at)
 
     def expiry(self) -> float:
-        """Return the moment until which the record lives: two intervals are one TTL."""
+        """Return the moment until which the record lives."""
         return self.accepted_at + 2 * self.settings.heartbeat_interval
 
     def left(self) -> float:
         """Return the seconds until then."""
         return self.expiry() - self.clock()
 
-    def next_slot(self) -> float:
-        """Return the moment of the next heartbeat after an accepted request."""
-        return next_beat(self.phase, self.settings.heartbeat_interval, self.accepted_at)
-
     def short_timeout(self) -> float:
         """Return the deadline of one of several requests that have to fit into what is left."""
         share = max(self.left() / 3, self.settings.pace * FIRST_WAIT)
         return min(self.settings.registry_timeout, share)
 
-    def ask(self, request: Callable[..., Reply], *arguments: Any, timeout: float) -> Reply:
-        """Send one of the registry's requests; note that it was accepted, if it was."""
+    def ask(self, request: Callable[[float], Reply], timeout: float) -> Reply:
+        """Send a registration or a heartbeat; note that it was accepted, if it was."""
         self.life.promise(timeout)
-        reply = request(*arguments, timeout)
+        reply = request(timeout)
         if reply.meaning == ACCEPTED:
             now = self.accepted_at = self.clock()
             if self.outage:
-                down, failures = now - self.outage.since, self.outage.failures
-                log.info("Registry is back after %.0f s (failures: %d)", down, failures)
+                words = (now - self.outage.since, self.outage.failures)
+                log.info("Registry is back after %.0f s (failures: %d)", *words)
             self.outage = None
             self.life.show("registered", now, ready=self.expiry())
         return reply
 
     def register(self, timeout: float) -> Reply:
         """Send the whole record once."""
-        metadata = self.service.metadata
-        reply = self.ask(self.registry.register, metadata, timeout=timeout)
+        settings, metadata, first = self.settings, self.service.metadata, self.metadata is None
+        reply = self.ask(functools.partial(self.registry.register, metadata), timeout)
         if reply.meaning == ACCEPTED:
-            first, self.record = self.record is None, metadata
-            name, endpoint = self.settings.service_name, self.settings.endpoint
-            shown = say_plain(metadata)
-            log.info("Service registered successfully: %s at %s %s", name, endpoint, shown)
+            self.metadata = metadata
+            words = (settings.service_name, settings.endpoint, say_plain(metadata))
+            log.info("Service registered successfully: %s at %s %s", *words)
             if first:
-                interval = self.settings.heartbeat_interval
-                log.info("Starting heartbeat loop: every %g s", interval)
+                log.info("Starting heartbeat loop: every %g s", settings.heartbeat_interval)
         return reply
 
     def renew(self) -> Reply:
@@ -1479,13 +1280,13 @@ class Agent:
 
     def refresh(self, attempt: int) -> Reply:
         """Keep the record for another TTL, and true. `attempt` counts from 0 in each slot."""
-        if self.service.metadata != self.record:
+        if self.service.metadata != self.metadata:
             log.info("Service has changed: %s", say_plain(self.service.metadata))
             reply = self.renew()
             if reply.meaning == ACCEPTED:
                 return reply
         timeout = self.short_timeout() if attempt else self.settings.registry_timeout
-        reply = self.ask(self.registry.heartbeat, timeout=timeout)
+        reply = self.ask(self.registry.heartbeat, timeout)
         if reply.meaning == ACCEPTED:
             log.info("Heartbeat accepted")
         elif reply.meaning == LOST:
@@ -1502,9 +1303,8 @@ class Agent:
         self.beats += 1
         if self.beats % LOOK_EVERY:
             return True
-        timeout = self.settings.registry_timeout
-        self.life.promise(timeout)
-        reply = self.registry.look(timeout)
+        self.life.promise(self.settings.registry_timeout)
+        reply = self.registry.look(self.settings.registry_timeout)
         if reply.meaning == LOST:
             self.log_loss(reply)
         elif reply.meaning == FAILED:
@@ -1520,10 +1320,158 @@ class Agent:
         """Note and log a failed request; the next one follows after `wait` seconds."""
         since, failures = self.outage or Outage(self.clock(), 0)
         self.outage = Outage(since, failures + 1)
-        fault = (what, failures + 1, reply.advice, wait)
-        log.warning("%s failed (attempt %d): %s; next in %.1f s", *fault)
+        words = (what, failures + 1, reply.advice, wait)
+        log.warning("%s failed (attempt %d): %s; next in %.1f s", *words)
         state = "failing" if reply.reached else "unreachable"
         self.life.show(state, since, reply.said, failures + 1, ready)
+
+# ------------------------------------------------------------------------------------ the agent
+
+STOP_TIMEOUT = 1.5  # seconds for the last exchange; the whole stop has 3
+
+State = Callable[[], Any]  # blocks, and returns the state that follows
+
+
+class Agent:
+    """Keeps one service registered. Clock (monotonic seconds) and randomness are passed in."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        signals: Signals,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Uniform = random.uniform,
+    ) -> None:
+        self.settings, self.signals, self.clock, self.uniform = settings, signals, clock, uniform
+        self.life = SignOfLife(settings.heartbeat_file, clock)
+        self.service = Service(settings, signals)
+        self.registry = Registry(settings, signals)
+        self.record = Record(self.registry, self.service, self.life, clock, uniform)
+
+    def run(self) -> int:
+        """Go from state to state until a signal comes; return the exit code."""
+        state: State = self.waiting
+        try:
+            while True:
+                state = state()
+        except Stop:
+            return self.stop()
+
+    # The states
+
+    def waiting(self) -> State:
+        """Wait until the service is healthy, or INITIAL_WAIT_TIMEOUT has passed."""
+        since, patience, said = self.clock(), self.settings.initial_wait_timeout, -math.inf
+        self.life.show("waiting", since, self.service.problem)
+        while not self.probe():
+            now, problem = self.clock(), self.service.problem
+            self.life.show("waiting", since, problem)
+            if now >= since + patience:
+                waited = f"Service not healthy after {patience:g} s: {problem}"
+                log.warning("%s; registering it all the same", waited)
+                return self.registering
+            if now >= said + LOG_AGAIN:
+                log.warning("Waiting for the service at %s: %s", self.settings.endpoint, problem)
+                said = now
+            self.pause(min(since + patience - now, self.probe_wait()))
+        log.info("Service is READY")
+        return self.registering
+
+    def registering(self) -> State:
+        """Repeat the registration, with backoff, until the registry takes it."""
+        self.life.show("registering", self.clock())
+        for attempt in itertools.count(1):
+            reply = self.record.register(self.settings.registry_timeout)
+            if reply.meaning == ACCEPTED:
+                return self.registered
+            wait = backoff(attempt, self.uniform) + reply.retry_after
+            self.record.failed("Registration", reply, wait)
+            self.pause(wait)
+            if not self.service.seen:
+                self.probe()  # it is registered all the same; but perhaps it is healthy by now
+            elif not self.is_healthy():
+                break
+        return self.service_down
+
+    def registered(self) -> State:
+        """Send a heartbeat in every slot; repeat a failed one inside the slot."""
+        due, attempt = self.record.due(), 0
+        while True:
+            self.pause(due - self.clock())
+            if not self.is_healthy():
+                return self.service_down
+            if self.record.left() <= 0:
+                # Heartbeats have failed for two intervals, or the process was frozen: the record
+                # may have expired, and a 200 proves nothing. A registration does both.
+                return self.registering
+            reply = self.record.refresh(attempt)
+            if reply.meaning in (LOST, REFUSED):
+                return self.registering  # which reads the token again
+            if reply.meaning == ACCEPTED:
+                if not self.record.is_listed():
+                    return self.registering
+                due, attempt = self.record.due(), 0
+            else:
+                attempt += 1
+                wait = self.settings.pace * backoff(attempt, self.uniform)
+                wait = wait_in_slot(wait, reply.retry_after, self.record.left())
+                self.record.failed("Heartbeat", reply, wait, ready=self.record.expiry())
+                due = self.clock() + wait
+
+    def service_down(self) -> State:
+        """Send nothing, so that the record expires, until the service is healthy again."""
+        since = said = self.clock()
+        down = "Service is DOWN: %s; no heartbeat until it is healthy again"
+        log.error(down, self.service.problem)
+        while True:
+            self.life.show("down", since, self.service.problem)
+            self.pause(self.probe_wait())
+            now = self.clock()
+            if self.probe():
+                log.info("Service is READY again after %.0f s", now - since)
+                return self.registering
+            if now >= said + LOG_AGAIN:
+                log.warning("Service is DOWN for %.0f s: %s", now - since, self.service.problem)
+                said = now
+
+    def stop(self) -> int:
+        """Try once, shortly, to deregister; the exit code is 0 whatever comes of it."""
+        self.signals.ignore()
+        log.info("Stopping")
+        self.life.show("stopping", self.clock())
+        # Where no registration was accepted, the record there is somebody else's.
+        if self.settings.deregister_on_exit and self.record.metadata is not None:
+            self.life.promise(STOP_TIMEOUT)
+            reply = self.registry.deregister(STOP_TIMEOUT)
+            if reply.meaning == ACCEPTED:
+                log.info("Service deregistered")
+            else:
+                failed = "Deregistration failed: %s; the record expires by itself"
+                log.warning(failed, reply.advice)
+        return 0
+
+    # What the states do
+
+    def probe(self) -> bool:
+        """Look once whether the service is healthy."""
+        self.life.promise(self.settings.service_health_timeout)
+        return self.service.probe()
+
+    def is_healthy(self) -> bool:
+        """Probe until it is healthy, or SERVICE_HEALTH_RETRIES probes in a row have failed."""
+        retries = self.settings.service_health_retries
+        for attempt in range(1, retries + 1):
+            if self.probe():
+                return True
+            words = (attempt, retries, self.service.problem)
+            log.warning("Health probe %d of %d failed: %s", *words)
+            if attempt < retries:
+                self.pause(self.settings.pace * self.uniform(1.0, 2.0))
+        return False
+
+    def probe_wait(self) -> float:
+        """Return the seconds until the next probe of a service that is not healthy."""
+        return min(self.uniform(1.0, 2.0), self.settings.heartbeat_interval)
 
     def pause(self, duration: float) -> None:
         """Sleep; try again to write a heartbeat file that cannot be written. Raises Stop."""
