@@ -613,6 +613,11 @@ class Wire:
         self.end, self.budget = 0.0, 0
         self.opened = 0.0
         self.look_up: LookUp | None = None
+        self.known: list[Any] = []  # what is an address needs no look-up
+        with contextlib.suppress(OSError):
+            self.known = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
 
     def begin(self, duration: float) -> None:
         """Give the next exchange so many seconds, and MAX_READ bytes."""
@@ -661,6 +666,8 @@ class Wire:
 
         Raises OSError, LateError among them. An answer that came when nobody waited serves nobody.
         """
+        if self.known:
+            return self.known
         look_up = self.look_up
         if look_up is None or look_up.answer is not None:
             look_up = self.look_up = LookUp(self.host, self.port)
@@ -899,6 +906,8 @@ class Peer(HTTPAdapter):
             request = prepare(method, self.url + path, tuple(headers.items()), body)
             response = self.send_again(request)
             content = response.raw.read(MAX_BODY + 1, decode_content=False)  # a bomb stays packed
+            if len(content) <= MAX_BODY:
+                response.raw.read(1)  # raises where the length has promised more
             reusable = self.keep and response.raw.closed and response.status_code >= 200
         except Exception as error:  # whatever a hostile answer makes the libraries raise
             failure = innermost(error)
@@ -1249,9 +1258,10 @@ class Record:
     def ask(self, request: Callable[[float], Reply], timeout: float) -> Reply:
         """Send a registration or a heartbeat; note that it was accepted, if it was."""
         self.life.promise(timeout)
+        now = self.clock()  # the TTL may have begun at any moment since
         reply = request(timeout)
         if reply.meaning == ACCEPTED:
-            now = self.accepted_at = self.clock()
+            self.accepted_at = now
             if self.outage:
                 words = (now - self.outage.since, self.outage.failures)
                 log.info("Registry is back after %.0f s (failures: %d)", *words)
@@ -1268,7 +1278,8 @@ class Record:
             words = (settings.service_name, settings.endpoint, say_plain(metadata))
             log.info("Service registered successfully: %s at %s %s", *words)
             if first:
-                log.info("Starting heartbeat loop: every %g s", settings.heartbeat_interval)
+                interval = say_seconds(settings.heartbeat_interval)
+                log.info("Starting heartbeat loop: every %s", interval)
         return reply
 
     def renew(self) -> Reply:
@@ -1293,6 +1304,7 @@ class Record:
             self.log_loss(reply)
         elif reply.meaning == REFUSED:
             log.warning("Heartbeat refused: %s", reply.advice)
+            return self.renew()  # which reads the token again
         return reply
 
     def is_listed(self) -> bool:
@@ -1367,7 +1379,7 @@ class Agent:
             now, problem = self.clock(), self.service.problem
             self.life.show("waiting", since, problem)
             if now >= since + patience:
-                waited = f"Service not healthy after {patience:g} s: {problem}"
+                waited = f"Service not healthy after {say_seconds(patience)}: {problem}"
                 log.warning("%s; registering it all the same", waited)
                 return self.registering
             if now >= said + LOG_AGAIN:
@@ -1405,8 +1417,8 @@ class Agent:
                 # may have expired, and a 200 proves nothing. A registration does both.
                 return self.registering
             reply = self.record.refresh(attempt)
-            if reply.meaning in (LOST, REFUSED):
-                return self.registering  # which reads the token again
+            if reply.meaning == LOST:
+                return self.registering
             if reply.meaning == ACCEPTED:
                 if not self.record.is_listed():
                     return self.registering
