@@ -1,4 +1,4 @@
-"""The loop's rules: what costs a record nothing, what is believed, when a registration comes first."""
+"""The loop's rules: what costs a record nothing, what is believed, and what comes first."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ TELLS_NOTHING: dict[str, Any] = {
     "text": reply(200, "OK"),
     "a list": "json_list",
     "null": "json_null",
-    "a number": "huge_int_json",
+    "a number too long": "huge_int_json",
     "not UTF-8": "not_utf8",
     "too deep": "deep_json",
     "too long": reply(200, {"status": "starting", "padding": "x" * 70_000}),
