@@ -288,7 +288,7 @@ def test_a_probe_that_tells_nothing_leaves_what_is_known(
             record = registry.record(NAME)
             assert record is not None
             assert (kind, record["metadata"], registry.count("register")) == (kind, known, 1)
-        assert not sidecar.count("WARNING|Service has changed")
+        assert not sidecar.count("Health probe|Service has changed")
 
 
 # ---- only what was accepted is taken back
