@@ -253,13 +253,15 @@ def test_after_two_intervals_of_failed_probes_a_registration_comes_first(
 # ---- what is known of the service stays known where a probe tells nothing
 
 HEALTH = '{"status": "healthy", "version": "1.0.0"}'
-TELLS_NOTHING: dict[str, Any] = {
+BROKEN_OFF: dict[str, Any] = {
     "cut off": cut_off(HEALTH[:20]),
     "cut off behind an object": cut_off('{"status": "starting"}'),
     "cut off without a length": cut_off(HEALTH[:20], "Connection: close"),
     "chunks cut off": cut_off_chunks(HEALTH[:20]),
     "chunks cut off behind an object": cut_off_chunks('{"status": "starting"}'),
     "broken chunks": "broken_chunks",
+}
+NO_OBJECT: dict[str, Any] = {
     "empty": reply(200, ""),
     "no content": reply(204),
     "a page": PAGE,
@@ -274,15 +276,16 @@ TELLS_NOTHING: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("bodies", [BROKEN_OFF, NO_OBJECT], ids=["broken off", "no object"])
 def test_a_probe_that_tells_nothing_leaves_what_is_known(
-    registry: Registry, service: ToyService
+    registry: Registry, service: ToyService, bodies: dict[str, Any]
 ) -> None:
     registry.ttl = 600
     known = {"version": "1.0.0", "status": "healthy"}
     settings = {"HEARTBEAT_INTERVAL": 0.5, "SERVICE_HEALTH_RETRIES": 100}
     with Sidecar(registry, service, **settings) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
-        for kind, fault in TELLS_NOTHING.items():
+        for kind, fault in bodies.items():
             meet(service, "health", fault)
             meet(registry, "heartbeat")
             record = registry.record(NAME)
