@@ -46,7 +46,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -73,6 +72,11 @@ LONGEST = 86400.0  # seconds
 MAX_METADATA = 256  # characters of a metadata value
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+NAME = "(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", (
+    "the name to register: lowercase letters, digits, _ and -, not `index`, the registry's own"
+)
+PATH = '/(?!/)[!"$-~]*', "a path, such as /health"
+TOKEN = "[!-~]{0,4095}", "the registry's token: printable ASCII without blanks"
 TOKEN_VARIABLES = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
 
 
@@ -92,11 +96,6 @@ def is_host(text: str) -> bool:
     return len(text) <= 253 and sound
 
 
-def is_token(text: str) -> bool:
-    """Tell whether `text` can stand in a header: printable ASCII without blanks."""
-    return re.fullmatch("[!-~]{1,4095}", text) is not None  # no file is read any further
-
-
 def is_quoted(text: str) -> bool:
     """Tell whether `text` stands in quotes, as `docker run --env-file` passes them on."""
     return len(text) > 1 and text[0] in "'\"" and text[0] == text[-1]
@@ -108,7 +107,7 @@ def read_token(path: str) -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]:
         raise ValueError("the file is UTF-16; save it as plain text")
     token = content.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").strip()
-    if not is_token(token):
+    if not re.fullmatch("[!-~]{1,4095}", token):  # no more of a file is read
         raise ValueError("it must hold one token, printable ASCII without blanks")
     return token
 
@@ -140,13 +139,10 @@ def parse_number(kind: type[int | float], lowest: float, highest: float, text: s
     raise ValueError(f"set it to {words} from {lowest:g} to {highest:g}")
 
 
-def parse_name(text: str) -> str:
-    if re.fullmatch("(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text):
+def parse_pattern(pattern: str, fix: str, text: str) -> str:
+    if re.fullmatch(pattern, text):
         return text
-    raise ValueError(
-        "set it to the name to register: lowercase letters, digits, _ and -,"
-        " and not `index`, the registry's own"
-    )
+    raise ValueError(f"set it to {fix}")
 
 
 def parse_host(text: str) -> str:
@@ -154,12 +150,6 @@ def parse_host(text: str) -> str:
     if is_host(host):
         return host
     raise ValueError("set it to the service's host name or address alone, such as vertice-osint")
-
-
-def parse_path(text: str) -> str:
-    if re.fullmatch('/(?!/)[!"$-~]*', text):
-        return text
-    raise ValueError("set it to a path, such as /health")
 
 
 def parse_url(text: str) -> str:
@@ -192,12 +182,6 @@ def parse_pairs(text: str) -> dict[str, str]:
     return pairs
 
 
-def parse_token(text: str) -> str:
-    if not text or is_token(text):
-        return text
-    raise ValueError("set it to the registry's token: printable ASCII without blanks")
-
-
 def parse_file(load: Callable[[str], object], what: str, text: str) -> str:
     try:
         if text:
@@ -215,19 +199,19 @@ def setting(default: str, parse: Callable[..., Any], *bounds: object) -> Any:
 class Settings(NamedTuple):
     """All that the environment says, validated. Durations are in seconds."""
 
-    service_name: str = setting("", parse_name)
+    service_name: str = setting("", parse_pattern, *NAME)
     service_host: str = setting("", parse_host)
     service_port: int = setting("8080", parse_number, int, 1, 65535)
     service_health_check: str = setting("http", parse_choice, ("http", "tcp", "none"))
-    service_health_endpoint: str = setting("/health", parse_path)
+    service_health_endpoint: str = setting("/health", parse_pattern, *PATH)
     service_health_timeout: float = setting("5", parse_number, float, 0.01, LONGEST)
     service_health_retries: int = setting("3", parse_number, int, 1, 100)
     service_metadata: Mapping[str, str] = setting("", parse_pairs)
     registry_url: str = setting("http://vertice-register-lb:8888", parse_url)
     registry_timeout: float = setting("10", parse_number, float, 0.01, LONGEST)
-    registry_token: str = setting("", parse_token)
-    vertice_registry_token: str = setting("", parse_token)
-    registry_auth_token: str = setting("", parse_token)
+    registry_token: str = setting("", parse_pattern, *TOKEN)
+    vertice_registry_token: str = setting("", parse_pattern, *TOKEN)
+    registry_auth_token: str = setting("", parse_pattern, *TOKEN)
     registry_token_file: str = setting("", parse_file, read_token, "that holds the token")
     registry_ca_file: str = setting("", parse_file, load_authorities, "of CA certificates")
     heartbeat_interval: float = setting("30", parse_number, float, 0.01, LONGEST)
@@ -492,6 +476,8 @@ class StdoutHandler(logging.Handler):
             while self.unwritten and self.poller.poll(0):
                 written = os.write(1, self.unwritten[: select.PIPE_BUF])
                 self.unwritten = self.unwritten[written:]
+        except BlockingIOError:  # another process has made it non-blocking, and filled it
+            pass
         except OSError:  # nobody will ever read it
             self.unwritten = b""
 
@@ -775,7 +761,7 @@ class Answer(NamedTuple):
     """
 
     status: int = 0
-    headers: Mapping[str, str] = MappingProxyType({})
+    headers: Mapping[str, str] = {}
     body: bytes = b""
     failure: Exception | None = None
     timeout: float = 0.0
@@ -1207,13 +1193,6 @@ class SignOfLife:
 LOOK_EVERY = 9
 
 
-class Outage(NamedTuple):
-    """Requests that failed in a row: since when (monotonic seconds), and how many."""
-
-    since: float
-    failures: int
-
-
 class Record:
     """The service's record in the registry: how long it lives, and what keeps it alive and true.
 
@@ -1236,7 +1215,8 @@ class Record:
         self.beats = int(uniform(0, LOOK_EVERY))
         self.metadata: Mapping[str, str] | None = None
         self.accepted_at = -math.inf
-        self.outage: Outage | None = None
+        # Since when requests have failed in a row (monotonic seconds), and how many.
+        self.outage: tuple[float, int] | None = None
 
     def due(self) -> float:
         """Return the moment of the next heartbeat."""
@@ -1263,8 +1243,8 @@ class Record:
         if reply.meaning == ACCEPTED:
             self.accepted_at = now
             if self.outage:
-                words = (now - self.outage.since, self.outage.failures)
-                log.info("Registry is back after %.0f s (failures: %d)", *words)
+                since, failures = self.outage
+                log.info("Registry is back after %.0f s (failures: %d)", now - since, failures)
             self.outage = None
             self.life.show("registered", now, ready=self.expiry())
         return reply
@@ -1330,8 +1310,8 @@ class Record:
 
     def failed(self, what: str, reply: Reply, wait: float, ready: float = 0.0) -> None:
         """Note and log a failed request; the next one follows after `wait` seconds."""
-        since, failures = self.outage or Outage(self.clock(), 0)
-        self.outage = Outage(since, failures + 1)
+        since, failures = self.outage or (self.clock(), 0)
+        self.outage = since, failures + 1
         words = (what, failures + 1, reply.advice, wait)
         log.warning("%s failed (attempt %d): %s; next in %.1f s", *words)
         state = "failing" if reply.reached else "unreachable"
