@@ -1395,6 +1395,7 @@ class Agent:
             if self.record.left() <= 0:
                 # Heartbeats have failed for two intervals, or the process was frozen: the record
                 # may have expired, and a 200 proves nothing. A registration does both.
+                log.warning("No heartbeat accepted for two intervals; registering again")
                 return self.registering
             reply = self.record.refresh(attempt)
             if reply.meaning == LOST:
