@@ -445,13 +445,18 @@ class StdoutHandler(logging.Handler):
     """Writes lines to stdout while somebody reads there, and counts the others.
 
     It never waits. The file stays as it is, without O_NONBLOCK, since other processes may share
-    it; but a pipe that poll calls writable takes PIPE_BUF bytes at once (pipe(7)).
+    it; but a pipe that poll calls writable takes PIPE_BUF bytes at once (pipe(7)). A terminal may
+    take fewer, so that is opened anew.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.file = 1
+        if os.isatty(1):
+            with contextlib.suppress(OSError):
+                self.file = os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         self.poller = select.poll()
-        self.poller.register(1, select.POLLOUT)
+        self.poller.register(self.file, select.POLLOUT)
         self.unwritten = b""  # the rest of a line that found no room
         self.dropped = 0
 
@@ -474,9 +479,9 @@ class StdoutHandler(logging.Handler):
         """Write as much as there is room for."""
         try:
             while self.unwritten and self.poller.poll(0):
-                written = os.write(1, self.unwritten[: select.PIPE_BUF])
+                written = os.write(self.file, self.unwritten[: select.PIPE_BUF])
                 self.unwritten = self.unwritten[written:]
-        except BlockingIOError:  # another process has made it non-blocking, and filled it
+        except BlockingIOError:
             pass
         except OSError:  # nobody will ever read it
             self.unwritten = b""
@@ -545,6 +550,9 @@ class Signals:
         # With SIGCHLD ignored, the kernel reaps what is left to PID 1. The others mean nothing.
         for name in ("SIGCHLD", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2"):
             signal.signal(signal.Signals[name], signal.SIG_IGN)
+        with contextlib.suppress(ChildProcessError):  # of the process that this one was before
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def note(self, _number: int, _frame: object) -> None:
