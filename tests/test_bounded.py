@@ -347,8 +347,7 @@ class OneWorkerHandler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-@pytest.mark.parametrize("status", [200, 404])
-@pytest.mark.parametrize("check", ["http", "tcp"])
+@pytest.mark.parametrize(("check", "status"), [("http", 200), ("http", 404), ("tcp", 200)])
 def test_a_service_with_one_worker_has_it_for_others(
     registry: Registry, check: str, status: int
 ) -> None:
