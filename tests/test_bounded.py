@@ -5,6 +5,7 @@ The agent runs on a Stage (stage.py): its name service is a file, all that trave
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import http.client
 import json
@@ -205,6 +206,9 @@ def test_a_registry_that_has_moved_is_followed_within_an_hour(service: ToyServic
             wait_until(lambda: new.count("heartbeat") > 240, 60, every=0.001)
             assert new.record(NAME)
             assert old.count("heartbeat") == beats
+            asked = [request for request in old.requests if request.operation == "heartbeat"]
+            connections = collections.Counter(request.connection for request in asked)
+            assert max(connections.values()) <= 121
             assert not sidecar.count(r"failed \(attempt")
 
 
