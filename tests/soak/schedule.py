@@ -7,6 +7,7 @@ episode of their own besides. Between two rounds all is sane until everybody is 
 
 from __future__ import annotations
 
+import collections
 import itertools
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -134,22 +135,22 @@ def rounds(seed: int, agents: int, interval: float, only: Collection[str] = ()) 
     draw_outage = _drawer(rng, only, REGISTRY_KINDS)
     if not (draw_kind or draw_outage):
         raise ValueError(f"no kind of fault is left; there are: {', '.join(KINDS)}")
-    faults = {kind: deck(rng, cards) for kind, how in AGENT_KINDS.items() if (cards := how.faults())}
+    played: collections.Counter[str] = collections.Counter()
 
     def episode(kind: str) -> Episode:
         how = KINDS[kind]
         length = rng.uniform(how.shortest, how.longest) * interval
         operation = rng.choice(how.operations) if how.operations else ""
-        fault = next(faults[kind]) if kind in faults else ""
+        fault = rarest(rng, how.faults(), played) if how.faults() else ""
+        played[fault] += 1
         return Episode(kind, rng.uniform(0, interval), length, operation, fault, rng.random() < 0.5)
 
     def track(draw: Callable[[], str] | None, outage: Episode | None) -> Iterator[Episode]:
         if draw is None:
             return
         if outage:
-            drawn = episode(draw())
-            if rng.random() < MIXED and _goes_with(drawn, outage):
-                yield drawn
+            if rng.random() < MIXED and _goes_with(kind := draw(), outage.kind):
+                yield episode(kind)
             return
         left = STRETCH * interval
         while left > 0:
@@ -166,12 +167,17 @@ def rounds(seed: int, agents: int, interval: float, only: Collection[str] = ()) 
         yield Round(number, rng.choice(DIALECTS), outage, tracks, rng.uniform(0.2, 1.0) * interval)
 
 
-def _goes_with(episode: Episode, outage: Episode) -> bool:
+def _goes_with(kind: str, outage: str) -> bool:
     """Tell whether both together still leave it clear who owes what by when."""
-    return outage.kind not in ALONE and episode.kind.startswith(("service", "agent")) and (
-        # What was asked during a pause is answered after it, when a heartbeat may be old.
-        outage.kind != "registry paused" or episode.kind.startswith("agent")
-    )  # fmt: skip
+    # What was asked during a pause is answered after it, when a heartbeat may be old.
+    fitting = ("agent",) if outage == "registry paused" else ("agent", "service")
+    return outage not in ALONE and kind.startswith(fitting)
+
+
+def rarest(rng: random.Random, faults: Collection[str], played: Mapping[str, int]) -> str:
+    """Return one of those that were played least so far, so that before long each is."""
+    least = min(played.get(fault, 0) for fault in faults)
+    return rng.choice([fault for fault in faults if played.get(fault, 0) == least])
 
 
 def deck(rng: random.Random, cards: Iterable[str]) -> Iterator[str]:
