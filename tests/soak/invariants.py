@@ -141,10 +141,12 @@ class Watch:
         if not found:
             return ""
         wait = float(found[2])
-        self._announced = [*self._announced[-20:], (now, wait)]
-        # The log shows tenths. Nobody may ask for so long a wait that a living record is lost.
+        # The log shows tenths. No heartbeat may wait for longer than a record lives.
         lowest, highest = (0.95, LONGEST_WAIT + 300) if found[1] == "Registration" else (0.0, self.times.ttl)
-        return "" if lowest <= wait <= highest else f"a wait of {wait:g} s was announced"
+        if not lowest <= wait <= highest:
+            return f"a wait of {wait:g} s was announced"
+        self._announced = [*self._announced[-20:], (now, wait)]
+        return ""
 
     def see(self, now: float, record: Mapping[str, object] | None) -> str:
         """Take a look at the record."""
