@@ -180,6 +180,12 @@ class Peer:
         if server:
             server.stop()
 
+    def stop_listening(self) -> None:
+        """Close the listening socket alone: refuse new connections, go on answering on the open ones."""
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+
     def pause(self) -> None:
         """Accept connections but answer nothing, like a stopped process (only /_control still works)."""
         self._going.clear()
