@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import fcntl
-import json
 import math
 import os
 import signal
@@ -13,12 +12,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness import Sidecar
 from peers.faults import Fault
 from peers.service import ToyService
+from stage import Stage
 
 from soak.invariants import Sample, Watch
 
@@ -29,7 +28,6 @@ ANY_OPERATION = "*"
 LIVE, DEAD = "127.0.0.1", "127.0.0.66"
 PAGE, ROOM = 4096, 65536  # bytes that a pipe holds: at least, and usually
 FILLER = "." * 63
-RUN_AGENT = Path(__file__).with_name("run_agent.py")
 
 
 class Aim(NamedTuple):
@@ -120,8 +118,8 @@ class Unit:
             REGISTRY_TOKEN_FILE=world.token_file,
             INITIAL_WAIT_TIMEOUT=86400,  # so that a dead service is never registered
         )
-        self.names_file = Path(self.sidecar.directory.name) / "names"
-        self.sidecar.script = [str(RUN_AGENT), str(world.agent), str(self.names_file)]
+        self.sidecar.script = [str(world.agent)]
+        self.stage = Stage(self.sidecar)
         self.running = False
         self.frozen = False
         self.awake_at = 0.0  # since when it is running and not frozen
@@ -147,12 +145,12 @@ class Unit:
 
     def lead(self, dead_first: Iterable[str] = ()) -> None:
         """Let both names lead where they should, some of them ("service", "registry") to DEAD first."""
-        names = {
-            host: [DEAD, LIVE] if peer in dead_first else [LIVE] for peer, host in self.hosts.items()
-        }
-        draft = self.names_file.with_suffix(".new")
-        draft.write_text(json.dumps(names))
-        draft.replace(self.names_file)
+        self.stage.set(
+            names={
+                host: [DEAD, LIVE] if peer in dead_first else [LIVE]
+                for peer, host in self.hosts.items()
+            }
+        )
 
     def freeze(self) -> None:
         self.frozen = True
