@@ -19,7 +19,9 @@ LATE = 0.3  # seconds of lateness within a TTL, beyond which a lost record is th
 LONGEST_WAIT = 60.0  # seconds, the bound of every backoff; a Retry-After may ask for 300 more
 ANNOUNCEMENT = re.compile(r"(Registration|Heartbeat) failed .*; next in ([\d.]+) s$")
 DROPPED = re.compile(r"(\d+) lines of the log were dropped")
-UNSEEN = re.compile(r"connection refused|no answer within")  # failures of which the peer may know nothing
+UNSEEN = re.compile(  # what the peer may know nothing of
+    r"connection refused|no answer within|No heartbeat accepted for two intervals|Registry is back"
+)
 OF_SERVICE = re.compile(r"Service is (DOWN|READY)|Health probe|Service has changed|Waiting for the service")
 FLOOD = 50  # lines
 MANY_DESCRIPTORS = 12

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from soak.world import World
 
 ACKNOWLEDGED = "record lost, heartbeats acknowledged"
-REGISTERED = "Service registered successfully"
+REGISTERED = r"^\S+ INFO Service registered successfully"  # no words of a peer
 DRAIN = 0.5  # seconds
 IDLE = 0.2  # seconds
 LEFT_OVER = 2  # lines: one fits into the pipe behind the filler, one waits in the agent
@@ -58,6 +58,7 @@ class Plays:
             "first address dead": self.first_address_dead,
             "log not read": self.log_not_read,
             "requests fail": self.requests,
+            "a website in its place": self.requests,
             "heartbeats are asked to wait": self.requests,
             "registrations are asked to wait": self.requests,
             "hollow answers": self.requests,

@@ -61,6 +61,7 @@ AGENT_KINDS: Mapping[str, Kind] = {
     "log not read": Kind(1, 4, 7, keeps=True),
     # The registry, as this agent alone sees it.
     "requests fail": Kind(3, 0.5, 4, ("heartbeat", "register", "*"), failing),
+    "a website in its place": Kind(1, 0.5, 3, ("register", "*"), ["web page"].copy),
     "heartbeats are asked to wait": Kind(1, 1, 5, ("heartbeat",), RETRY_LATER.copy),
     "registrations are asked to wait": Kind(2, 0.5, 3, ("register",), RETRY_SOON.copy),
     "hollow answers": Kind(3, 0.5, 3, ("heartbeat", "register", "*"), hollow),
