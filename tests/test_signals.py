@@ -39,7 +39,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class UnwellAtFirst(ToyService):
-    """Answers 503 once on each path, so that an agent sleeps right before its first registration."""
+    """Answers 503 once on each path, so that an agent sleeps right before it registers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,8 @@ def deliver(number: signal.Signals, library: Path, way: str, stride: int, home: 
 def summary(wrong: list[str]) -> str:
     """Return the first line of each thing that went wrong, then the first one whole."""
     found = list(filter(None, wrong))
-    return "\n".join([f"{len(found)} of {len(wrong)}", *(w.split("\n")[0] for w in found), found[0]])
+    heads = [text.split("\n")[0] for text in found]
+    return "\n".join([f"{len(found)} of {len(wrong)}", *heads, found[0]])
 
 
 def judge(report: dict[str, Any], number: signal.Signals, least: int, registry: Registry) -> str:
@@ -147,11 +148,18 @@ def is_prepared(pid: int) -> bool:
     return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in masks)
 
 
-def stop_after(delay: float, number: int, registry: Registry, service: ToyService) -> str:
-    """Start an agent, and stop it after so many seconds; say what went wrong, if anything did."""
+def stop_after(
+    accepted: int, delay: float, number: int, registry: Registry, service: ToyService
+) -> str:
+    """Stop an agent a while after its start, or after so many of its requests were accepted.
+
+    Returns what went wrong, if anything did.
+    """
     name = f"service_{number}"
     settings = {"SERVICE_NAME": name, "HEARTBEAT_INTERVAL": 0.5}
     with Sidecar(registry, service, **settings) as sidecar:
+        if accepted:
+            sidecar.wait_for(ACCEPTED.pattern, accepted, timeout=30.0)
         time.sleep(delay)
         prepared = is_prepared(sidecar.pid)
         code, seconds = sidecar.stop()
@@ -161,7 +169,7 @@ def stop_after(delay: float, number: int, registry: Registry, service: ToyServic
         heard = sidecar.count("Service registered successfully")
         if (unborn or orderly) and not (heard and registry.record(name)):
             return ""
-        return f"after {delay:.3f} s: exit {code} in {seconds:.1f} s\n{sidecar.log}"
+        return f"{number}, {delay:.3f} s: exit {code} in {seconds:.1f} s\n{sidecar.log}"
 
 
 @pytest.mark.slow
@@ -171,12 +179,12 @@ def test_after_a_random_time(service: ToyService) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     draw = random.Random(seed)
-    delays = [draw.uniform(0.0, 2.5) for _ in range(200)]
     with Registry() as registry, ThreadPoolExecutor(8) as pool:
-        jobs = [
-            pool.submit(stop_after, delay, number, registry, service)
-            for number, delay in enumerate(delays)
-        ]
+        jobs = []
+        for number in range(200):
+            accepted = draw.choice([0, 0, 1, 2, 3])  # 0: it may still be starting
+            delay = draw.uniform(0.0, 0.5 if accepted else 1.5)
+            jobs.append(pool.submit(stop_after, accepted, delay, number, registry, service))
         wrong = [job.result() for job in jobs]
-        print(f"{registry.count('register')} registrations, {registry.count('heartbeat')} heartbeats")
+        print({what: registry.count(what) for what in ("register", "heartbeat", "deregister")})
         assert not any(wrong), summary(wrong)
