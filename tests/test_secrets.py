@@ -402,7 +402,7 @@ def test_a_service_writes_nothing_of_its_own_into_the_log(service: ToyService, k
 
 @given(st.text(st.characters()))
 def test_a_peers_words_are_one_printable_line_of_200_characters(words: str) -> None:
-    said = agent.plain(words)
+    said = agent.say_plain(words)
     assert said.isprintable()
     assert len(said) <= 200
     if len(words) <= 200 and words.isprintable():
@@ -412,6 +412,6 @@ def test_a_peers_words_are_one_printable_line_of_200_characters(words: str) -> N
 def test_no_character_of_unicode_controls_the_log() -> None:
     few = 19  # so many at once are not cut, at 10 characters for an escaped one
     for start in range(0, sys.maxunicode + 1, few):
-        said = agent.plain("".join(map(chr, range(start, min(start + few, sys.maxunicode + 1)))))
+        said = agent.say_plain("".join(map(chr, range(start, min(start + few, sys.maxunicode + 1)))))
         assert said.isprintable()
         assert len(said) < 200
