@@ -26,7 +26,6 @@ from soak.catalogue import (
     useless,
 )
 from soak.invariants import (
-    FLOOD,
     GROWTH,
     MANY_DESCRIPTORS,
     MOST_MEMORY,
@@ -34,8 +33,6 @@ from soak.invariants import (
     Sample,
     Times,
     Watch,
-    about_registry,
-    flooded,
     growth,
     resources,
 )
@@ -53,22 +50,10 @@ def episodes(seed: int, number: int, agents: int = 4, **options: Any) -> list[Ep
     return [episode for this in first for track in ((this.outage,), *this.tracks) for episode in track if episode]
 
 
-def test_a_seed_makes_the_schedule() -> None:
-    assert list(itertools.islice(rounds(7, 3, 2.0), 30)) == list(itertools.islice(rounds(7, 3, 2.0), 30))
-    assert episodes(7, 5) != episodes(8, 5)
-
-
 def test_every_kind_and_every_fault_is_played_before_long() -> None:
     played = episodes(1, 200, agents=8)
     assert {episode.kind for episode in played} == set(KINDS)
     assert {episode.fault for episode in played} >= {*anything(), *RETRY_LATER, *RETRY_SOON}
-
-
-def test_lengths_keep_to_their_kind_and_scale_with_the_interval() -> None:
-    for episode in episodes(2, 60):
-        how = KINDS[episode.kind]
-        assert how.shortest * 2.0 <= episode.length <= how.longest * 2.0
-        assert 0 <= episode.start <= 2.0
 
 
 def test_what_goes_on_at_the_same_time_leaves_it_clear_who_owes_what() -> None:
@@ -132,18 +117,6 @@ class Story:
         return self.watch.see(now, None)
 
 
-def test_a_record_that_stays_is_right() -> None:
-    story = Story()
-    assert [story.refresh(now) for now in (2.5, 4.5, 6.5)] == ["", "", ""]
-    assert not story.watch.waiting
-
-
-def test_a_record_gone_while_all_is_sane_is_told_once() -> None:
-    story = Story()
-    assert "the record is gone, 4.00 s after" in story.lose(4.5)
-    assert not story.lose(4.52)
-
-
 def test_a_single_fault_must_not_cost_the_record() -> None:
     story = Story()
     story.watch.disturb("one heartbeat fails", keeps=True)
@@ -155,13 +128,6 @@ def test_any_other_fault_may_cost_it() -> None:
     story.watch.disturb("registry stopped")
     assert not story.lose(4.5)
     assert story.watch.waiting
-
-
-def test_a_late_machine_is_no_violation_and_is_counted() -> None:
-    story = Story()
-    story.watch.late.add(3.0, 0.4)
-    assert not story.lose(4.5)
-    assert story.watch.excused == 1
 
 
 @pytest.mark.parametrize(("until", "wrong"), [(15.0, False), (15.9, False), (16.1, True)])
@@ -200,24 +166,6 @@ def test_the_moment_of_return_is_measured_and_the_old_record_does_not_count() ->
     back = story.watch.backs[-1]
     assert (back.took, back.promised, back.causes) == (1.5, 4.0, ("service restarted with a new version",))
     assert "the record is gone" in story.lose(7.5)
-
-
-def test_two_faults_at_once_are_over_when_both_are() -> None:
-    story = Story()
-    for cause in ("store gone", "service stopped"):
-        story.watch.disturb(cause)
-    story.watch.restore("store gone", 20.0)
-    assert not story.lose(100.0)
-    story.watch.restore("service stopped", 100.0)
-    assert "not registered with version 1, 4.1 s after all was sane" in story.lose(104.1)
-
-
-def test_ten_intervals_where_heartbeats_are_acknowledged_for_ever() -> None:
-    story = Story()
-    story.watch.disturb("lost")
-    story.watch.restore("lost", 10.0, within=20.0)
-    assert not story.lose(31.9)
-    assert "not registered" in story.lose(32.1)
 
 
 def test_a_dead_service_gets_no_request_and_its_record_expires() -> None:
@@ -268,23 +216,6 @@ def test_lateness_is_what_came_after_a_moment() -> None:
         late.add(now, 0.5)
     late.add(4.0, -1.0)
     assert [late.since(then) for then in (0.0, 1.0, 2.5, 9.0)] == [1.5, 1.0, 0.5, 0.0]
-
-
-def test_a_flood_of_lines_is_seen() -> None:
-    assert flooded([], 10) == 0
-    assert flooded([n * 0.5 for n in range(100)], 10) == 21
-    assert flooded([5 + n * 0.01 for n in range(200)], 10) > FLOOD
-
-
-def test_lines_about_the_registry_are_those_with_an_event_that_it_has_seen() -> None:
-    lines = [
-        "INFO Heartbeat accepted",
-        "WARNING Heartbeat failed (attempt 1): registry at http://x answered 500; next in 0.1 s",
-        "WARNING Heartbeat failed (attempt 1): registry at http://x: connection refused; next in 0.1 s",
-        "WARNING Health probe 1 of 3 failed: 500",
-        "ERROR Service is DOWN: 500; no heartbeat until it is healthy again",
-    ]
-    assert about_registry(lines) == 2
 
 
 def test_memory_and_descriptors_that_grow_are_told_and_flat_ones_not() -> None:
