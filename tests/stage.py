@@ -5,6 +5,7 @@
 Nothing that travels is replaced: a name leads to real sockets on loopback. The scenery, each part
 of it optional:
 
+agent     the program: what the sidecar would have run without a stage
 names     {name: [address, ...]}, or the name of an exception for the look-up to end with
 held      names whose look-up answers only when they are here no longer, and then what was true
           when it began
@@ -31,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness import Sidecar
 
-AGENT = Path(__file__).resolve().parent.parent / "agent.py"
 LONGEST_HOLD = 60.0  # seconds
 SLOW_END = 0.3  # seconds
 
@@ -42,7 +42,7 @@ class Stage:
     def __init__(self, sidecar: Sidecar, **scenery: object) -> None:
         self.path = Path(sidecar.directory.name) / "stage.json"
         self.scenery: dict[str, object] = {}
-        self.set(**scenery)
+        self.set(agent=sidecar.script[0], **scenery)
         sidecar.script = [__file__, str(self.path)]
 
     def set(self, **scenery: object) -> None:
@@ -124,8 +124,8 @@ def main() -> None:
     if "again" in scenery():
         signal.signal = take_signal_late
         sys.slow_end = SlowEnd()  # type: ignore[attr-defined]  # sys is among the last to go
-    sys.argv[:] = [str(AGENT)]
-    runpy.run_path(str(AGENT), run_name="__main__")
+    sys.argv[:] = [scenery()["agent"]]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":

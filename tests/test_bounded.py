@@ -5,6 +5,7 @@ The agent runs on a Stage (stage.py): its name service is a file, all that trave
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import http.client
 import json
@@ -205,6 +206,9 @@ def test_a_registry_that_has_moved_is_followed_within_an_hour(service: ToyServic
             wait_until(lambda: new.count("heartbeat") > 240, 60, every=0.001)
             assert new.record(NAME)
             assert old.count("heartbeat") == beats
+            asked = [request for request in old.requests if request.operation == "heartbeat"]
+            connections = collections.Counter(request.connection for request in asked)
+            assert max(connections.values()) <= 121
             assert not sidecar.count(r"failed \(attempt")
 
 
@@ -347,8 +351,7 @@ class OneWorkerHandler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-@pytest.mark.parametrize("status", [200, 404])
-@pytest.mark.parametrize("check", ["http", "tcp"])
+@pytest.mark.parametrize(("check", "status"), [("http", 200), ("http", 404), ("tcp", 200)])
 def test_a_service_with_one_worker_has_it_for_others(
     registry: Registry, check: str, status: int
 ) -> None:

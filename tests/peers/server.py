@@ -464,14 +464,13 @@ def arguments(description: str, port: int) -> argparse.ArgumentParser:
 
 def run(peer: Peer, name: str) -> int:
     """Serve until SIGTERM or SIGINT. The first line printed ends with the URL."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # taken below, never in the middle of something
     try:
         peer.start()
     except OSError as error:
         print(f"{name}: cannot listen on {peer.host}:{peer.port}: {error.strerror}", flush=True)
         return 1
     print(f"{name} listening on {peer.url}", flush=True)
-    stop.wait()
+    signal.sigwait(ends)
     return 0
