@@ -3,5 +3,5 @@
 set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . tests/venv.sh
-make_venv requirements.txt tests/requirements.txt tests/bench/requirements.txt
+make_venv requirements.txt tests/requirements.txt
 exec "$python" tests/bench/run.py "$@"

@@ -1,34 +1,47 @@
 #!/bin/sh
-# Lint, types and tests; makes its own virtual environment. sh tests/run.sh: everything, with coverage; sh tests/run.sh
-# fast: without what is slow or needs Docker. Docker tests are skipped where no engine or base image is found, and say
-# so; with REQUIRE_DOCKER=1 that is a failure.
+# Lint, types and tests; makes its own virtual environment.
+#   sh tests/run.sh        what a change needs: the tests that are neither slow nor on Docker
+#   sh tests/run.sh all    all tests, with coverage, as CI does
+# Docker tests are skipped where no engine or base image is found, and say so; with REQUIRE_DOCKER=1 that is a failure.
 set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . tests/venv.sh
-make_venv requirements.txt tests/requirements.txt tests/bench/requirements.txt tests/fleet/requirements.txt
+case "$*" in
+  "" | all) ;;
+  *) fail "usage: sh tests/run.sh [all]" ;;
+esac
+make_venv requirements.txt tests/requirements.txt tests/fleet/requirements.txt
 
-fast="not slow and not docker"
+reports=$(mktemp -d)
+trap 'rm -rf "$reports"' EXIT
+status=0
 
-# A machine that is too busy breaks promises of seconds; what fails on a quiet one, too, has failed.
-again() {
+# check NAME MARKERS COMMAND...: a machine that is too busy breaks promises of seconds; so what fails is tried once
+# more, one test at a time, and named in the last line where it passes then.
+check() {
+  name=$1 markers=$2
+  shift 2
+  "$python" "$@" -m "$markers" --junitxml "$reports/$name.1.xml" && return
   echo "What failed is tried once more, one test at a time"
-  "$python" -m pytest -m "$1" --last-failed --last-failed-no-failures none
+  "$python" -m pytest -m "$markers" --junitxml "$reports/$name.2.xml" \
+    --last-failed --last-failed-no-failures none --maxfail 10 || status=1
 }
 
 echo "Lint and types"
 "$python" -m ruff check .
 "$python" -m mypy agent.py healthcheck.py docker/*.py tests
 
-if [ "${1:-}" = fast ]; then # many at once, for most of them wait most of the time
-  "$python" -m pytest -n 12 --dist worksteal -m "$fast" || again "$fast"
-  exit
+fast="not slow and not docker"
+if [ "$*" = all ]; then
+  echo "Fast tests, with the coverage of agent.py and healthcheck.py in all processes that they start"
+  "$python" -m coverage erase
+  check fast "$fast" -m coverage run -m pytest -n 10 --dist worksteal
+  "$python" -m coverage combine --quiet || status=1
+  "$python" -m coverage report || status=1
+  echo "Slow tests, and those on a Docker engine"
+  check slow "slow or docker" -m pytest -n 4 --dist loadfile --durations 10
+else # many at once, for most of them wait most of the time
+  check fast "$fast" -m pytest -n 12 --dist worksteal
 fi
-
-echo "Fast tests, with the coverage of agent.py and healthcheck.py in all processes that they start"
-"$python" -m coverage erase
-"$python" -m coverage run -m pytest -n 10 --dist worksteal -m "$fast" || again "$fast"
-"$python" -m coverage combine --quiet
-"$python" -m coverage report
-
-echo "Slow tests, and those on a Docker engine"
-"$python" -m pytest -n 4 --dist loadfile -m "slow or docker" --durations 10 || again "slow or docker"
+"$python" tests/tally.py "$reports"/*.xml
+exit "$status"

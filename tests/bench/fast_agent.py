@@ -30,5 +30,6 @@ def sleep(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    agent.Agent = functools.partial(agent.Agent, clock=clock, sleep=sleep)  # type: ignore[assignment,misc]
+    agent.Agent = functools.partial(agent.Agent, clock=clock)  # type: ignore[assignment,misc]
+    agent.Signals = functools.partial(agent.Signals, sleep=sleep)  # type: ignore[assignment,misc]
     raise SystemExit(agent.main())

@@ -49,16 +49,8 @@ from peers.faults import FAULTS
 
 FAST_AGENT = str(BENCH / "fast_agent.py")
 FAST_IN_IMAGE = ("/bench/fast_agent.py", "/app")
-REFERENCE = str(BENCH / "reference.py")
-REFERENCE_IMAGE = """\
-FROM python:3.11-alpine
-COPY requirements.txt reference.py /app/
-RUN pip install --no-cache-dir -r /app/requirements.txt
-ENTRYPOINT ["python", "-I", "/app/reference.py"]
-"""
 PASS = ("-I", "-S", "-c", "pass")
 IMPORT_REQUESTS = ("-I", "-W", "ignore", "-c", "import requests")
-AT_ONCE: dict[str, Any] = {"HEARTBEAT_INTERVAL": 0}  # the reference's way to skip its pauses
 WARM_UP = 20  # heartbeats before anything is measured
 LIMIT = 24  # MB of memory that the container lives in
 
@@ -67,15 +59,14 @@ class Scale(NamedTuple):
     """How much is measured."""
 
     heartbeats: int  # for the memory
-    reference_heartbeats: int  # the reference takes some 20 times as long for each
     repeats: int
     rounds: int  # of probe and heartbeat, in each repeat
     packets: int  # heartbeats to count them for
     images: bool
 
 
-FULL = Scale(10_000, 500, 5, 1000, 100, images=True)
-QUICK = Scale(1000, 50, 3, 200, 20, images=False)
+FULL = Scale(10_000, 5, 1000, 100, images=True)
+QUICK = Scale(1000, 3, 200, 20, images=False)
 
 
 class Row(NamedTuple):
@@ -83,7 +74,6 @@ class Row(NamedTuple):
 
     figure: str
     sidecar: str
-    reference: str = ""  # the asyncio, httpx and tenacity sidecar
     plain: str = ""  # requests alone: a loop on a Session, or its import
     bare: str = ""  # a Python that does nothing
     reach: str = ""
@@ -91,10 +81,10 @@ class Row(NamedTuple):
 
     def cells(self) -> list[str]:
         verdict = {None: "", True: "reached", False: "**not reached**"}[self.reached]
-        return [*self[:6], verdict]
+        return [*self[:5], verdict]
 
 
-HEADINGS = Row("figure", "sidecar", "asyncio, httpx, tenacity", "plain requests", "bare Python", "to reach")
+HEADINGS = Row("figure", "sidecar", "plain requests", "bare Python", "to reach")
 Rows = Iterator[Row]
 
 
@@ -107,15 +97,11 @@ def milliseconds(seconds: float) -> str:
 
 def memory_rows(peers: Peers, scale: Scale) -> Rows:
     """Memory on this machine's Python, and whether it grows."""
-    with (
-        Subject.of(FAST_AGENT, str(ROOT), **peers.settings) as agent,
-        Subject.of(REFERENCE, **peers.settings | AT_ONCE) as reference,
-    ):
+    with Subject.of(FAST_AGENT, str(ROOT), **peers.settings) as agent:
         growth = grow(agent, scale.heartbeats)
-        old = grow(reference, scale.reference_heartbeats)
     plain, bare = idle_memory("import requests"), idle_memory("")
-    yield Row("memory at start: RSS / PSS / private", str(growth.before), str(old.before), str(plain), str(bare))
-    yield from growth.rows(old)
+    yield Row("memory at start: RSS / PSS / private", str(growth.before), str(plain), str(bare))
+    yield from growth.rows()
 
 
 class Growth(NamedTuple):
@@ -130,23 +116,18 @@ class Growth(NamedTuple):
     def kilobytes(self) -> int:
         return (self.after.rss - self.before.rss) // 1024
 
-    def rows(self, other: Growth) -> Rows:
-        """Return the lines of the table, beside the reference's."""
-        note = f" ({other.heartbeats:,} only)"
-        yield Row(
-            f"memory after {self.heartbeats:,} heartbeats: RSS / PSS / private", str(self.after), f"{other.after}{note}"
-        )
+    def rows(self) -> Rows:
+        """Return the lines of the table."""
+        yield Row(f"memory after {self.heartbeats:,} heartbeats: RSS / PSS / private", str(self.after))
         yield Row(
             f"RSS grows over {self.heartbeats:,} heartbeats by",
             f"{self.kilobytes} kB",
-            f"{other.kilobytes} kB{note}",
             reach="< 256 kB",
             reached=self.kilobytes < 256,
         )
         yield Row(
             "file descriptors before and after",
             "{}, {}".format(*self.descriptors),
-            "{}, {}".format(*other.descriptors),
             reach="as many",
             reached=self.descriptors[1] <= self.descriptors[0],
         )
@@ -186,27 +167,21 @@ def round_rows(peers: Peers, scale: Scale) -> Rows:
         "CPU for a probe and a heartbeat, with log, health file and every ninth GET /services",
         scale,
         agent=lambda: Subject.of(FAST_AGENT, str(ROOT), **peers.settings),
-        reference=lambda: Subject.of(REFERENCE, **peers.settings | AT_ONCE),
         plain=[sys.executable, "-I", str(BENCH / "plain_session.py"), *peers.urls],
     )
 
 
-def round_row(
-    figure: str, scale: Scale, agent: Callable[[], Subject], reference: Callable[[], Subject], plain: list[str]
-) -> Row:
-    """Measure the rounds of the sidecars and of plain_session.py, in turn; `plain` is its command without ROUNDS."""
-    ours, theirs, least = [], [], []
+def round_row(figure: str, scale: Scale, agent: Callable[[], Subject], plain: list[str]) -> Row:
+    """Measure the rounds of the sidecar and of plain_session.py, in turn; `plain` is its command without ROUNDS."""
+    ours, least = [], []
     for _ in range(scale.repeats):
         least.append(plain_round([*plain, str(scale.rounds)]))
         with agent() as subject:
             ours.append(cpu_of_a_round(subject, scale.rounds))
-        with reference() as subject:
-            theirs.append(cpu_of_a_round(subject, scale.rounds // 20))
     ratio = statistics.median(one / other for one, other in zip(ours, least, strict=True))
     return Row(
         figure,
         f"{milliseconds(statistics.median(ours))}, {ratio:.2f}x",
-        milliseconds(statistics.median(theirs)),
         f"{milliseconds(statistics.median(least))} (the two calls alone)",
         reach="≤ 1.1x plain requests",
         reached=ratio <= 1.1,
@@ -228,28 +203,21 @@ def plain_round(command: list[str]) -> float:
 
 def start_rows(peers: Peers, scale: Scale) -> Rows:
     """CPU and time until registered, on this machine's Python, from the source."""
-    agent, reference = [], []
-    for _ in range(scale.repeats):
-        agent.append(start_up(Subject.of(str(AGENT), **peers.settings)))
-        reference.append(start_up(Subject.of(REFERENCE, **peers.settings)))
+    starts = [start_up(Subject.of(str(AGENT), **peers.settings)) for _ in range(scale.repeats)]
+    agent = median_of(starts)
     plain, bare = map(
         statistics.median,
         cpu.interleaved(scale.repeats, [[sys.executable, *IMPORT_REQUESTS], [sys.executable, *PASS]]),
     )
     yield Row(
         "CPU until registered, from source",
-        milliseconds(median_of(agent).cpu),
-        milliseconds(median_of(reference).cpu),
+        milliseconds(agent.cpu),
         f"{milliseconds(plain)} (import)",
         milliseconds(bare),
         reach="≤ 150 ms",
-        reached=median_of(agent).cpu <= 0.15,
+        reached=agent.cpu <= 0.15,
     )
-    yield Row(
-        "time until registered, from source",
-        f"{median_of(agent).time:.2f} s",
-        f"{median_of(reference).time:.2f} s",
-    )
+    yield Row("time until registered, from source", f"{agent.time:.2f} s")
 
 
 class StartUp(NamedTuple):
@@ -292,32 +260,25 @@ def check_row(figure: str, check: list[float], bare: list[float]) -> Row:
 
 def wire_rows(peers: Peers, scale: Scale) -> Rows:
     """Bytes, packets and connections to the registry, of a real agent at a real pace."""
-    with Relay(peers.registry) as relay, Relay(peers.registry) as other:
-        settings = peers.settings | {"HEARTBEAT_INTERVAL": 0.25}
-        with (
-            Subject.of(str(AGENT), **settings | {"REGISTRY_URL": relay.url}) as agent,
-            Subject.of(REFERENCE, **settings | {"REGISTRY_URL": other.url}) as reference,
-        ):
-            traffic = [watch(subject, of, scale.packets) for subject, of in ((agent, relay), (reference, other))]
-    ours, theirs = traffic
+    with Relay(peers.registry) as relay:
+        settings = peers.settings | {"HEARTBEAT_INTERVAL": 0.25, "REGISTRY_URL": relay.url}
+        with Subject.of(str(AGENT), **settings) as agent:
+            traffic = watch(agent, relay, scale.packets)
     yield Row(
         "bytes on the wire, heartbeat: request / answer",
-        f"{ours.request} / {ours.answer}",
-        f"{theirs.request} / {theirs.answer}",
+        f"{traffic.request} / {traffic.answer}",
         reach="request ≤ 200",
-        reached=ours.request <= 200,
+        reached=traffic.request <= 200,
     )
     yield Row(
         f"TCP connections to the registry for {scale.packets} heartbeats",
-        str(ours.connections),
-        str(theirs.connections),
+        str(traffic.connections),
         reach="1",
-        reached=ours.connections == 1,
+        reached=traffic.connections == 1,
     )
     yield Row(
         f"TCP packets in both directions for {scale.packets} heartbeats, with registration and GET /services",
-        str(ours.packets),
-        str(theirs.packets),
+        str(traffic.packets),
     )
 
 
@@ -342,69 +303,55 @@ def watch(subject: Subject, relay: Relay, heartbeats: int) -> Traffic:
 
 
 def image_rows(peers: Peers, scale: Scale) -> Rows:
-    """All that is measured inside the image, beside the reference in an image of its own."""
+    """All that is measured inside the image."""
     if not scale.images:
         raise NotMeasuredError("left out by --quick")
     with build_images() as images:
         image = images.build("bench", ROOT)
-        other = images.build("bench-reference", BENCH, dockerfile=REFERENCE_IMAGE)
 
         def agent(*script: str, options: tuple[str, ...] = (), **settings: Any) -> Contained:
             return Contained(images, image, *script, options=options, **peers.settings | settings)
 
-        def reference(options: tuple[str, ...] = (), **settings: Any) -> Contained:
-            return Contained(images, other, options=options, **peers.settings | settings)
-
         for words, options in (("free", ()), ("at 0.1 CPU", ("--cpus=0.1",))):
-            starts = [
-                (start_up(agent(options=options)), start_up(reference(options=options))) for _ in range(scale.repeats)
-            ]
-            yield from contained_start_rows(words, *(median_of(list(each)) for each in zip(*starts, strict=True)))
+            starts = [start_up(agent(options=options)) for _ in range(scale.repeats)]
+            yield from contained_start_rows(words, median_of(starts))
         yield round_row(
             "CPU for a probe and a heartbeat, image",
             scale,
             agent=lambda: agent(*FAST_IN_IMAGE),
-            reference=lambda: reference(**AT_ONCE),
             plain=[*DOCKER_RUN, "--entrypoint=python", image, "-I", "/bench/plain_session.py", *peers.urls],
         )
-        with agent() as ours, reference() as theirs:
-            yield from idle_rows(ours, theirs, scale)
-        with agent(*FAST_IN_IMAGE) as ours, reference(**AT_ONCE) as theirs:
-            growth, old = grow(ours, scale.heartbeats), grow(theirs, scale.reference_heartbeats)
-        for row in growth.rows(old):
+        with agent() as subject:
+            yield from idle_rows(subject, scale)
+        with agent(*FAST_IN_IMAGE) as subject:
+            growth = grow(subject, scale.heartbeats)
+        for row in growth.rows():
             yield row._replace(figure=f"{row.figure}, image")
         yield faults_row(images, image)
 
 
-def contained_start_rows(words: str, agent: StartUp, reference: StartUp) -> Rows:
+def contained_start_rows(words: str, agent: StartUp) -> Rows:
     """CPU and time until registered."""
     yield Row(
         f"CPU until registered, image, {words}",
         milliseconds(agent.cpu),
-        milliseconds(reference.cpu),
         reach="≤ 150 ms",
         reached=agent.cpu <= 0.15,
     )
     yield Row(
         f"time until registered, image, {words}",
         f"{agent.time:.2f} s",
-        f"{reference.time:.2f} s",
         reach="≤ 10 s at 0.1 CPU",
         reached=agent.time <= 10,
     )
 
 
-def idle_rows(agent: Contained, reference: Contained, scale: Scale) -> Rows:
-    """The memory of running containers, and the CPU of a health check in one."""
-    for subject in (agent, reference):
-        subject.wait_registered(timeout=60.0)
-    ours, theirs = memory(agent.pid), memory(reference.pid)
+def idle_rows(agent: Contained, scale: Scale) -> Rows:
+    """The memory of a running container, and the CPU of a health check in it."""
+    agent.wait_registered(timeout=60.0)
+    idle = memory(agent.pid)
     yield Row(
-        "memory of an idle container: RSS / PSS / private",
-        str(ours),
-        str(theirs),
-        reach="RSS ≤ 18 MB",
-        reached=ours.rss <= 18e6,
+        "memory of an idle container: RSS / PSS / private", str(idle), reach="RSS ≤ 18 MB", reached=idle.rss <= 18e6
     )
     commands = "python -I -S /app/healthcheck.pyc -- python -I -S -c pass"
     code, found = agent.container().exec_run(f"python -I /bench/cpu.py {10 * scale.repeats} {commands}")
@@ -488,9 +435,9 @@ def fleet_rows(_peers: Peers, _scale: Scale) -> Rows:
 
 
 def line_rows(_peers: Peers, _scale: Scale) -> Rows:
-    """The length of the sources."""
-    agent, reference = (len(Path(file).read_text().splitlines()) for file in (AGENT, REFERENCE))
-    yield Row("lines of the source, with docstrings", str(agent), str(reference), reach="as few as stay readable")
+    """The length of the source."""
+    lines = len(AGENT.read_text().splitlines())
+    yield Row("lines of the source, with docstrings", str(lines), reach="as few as stay readable")
 
 
 # ---------------------------------------------------------------------------- the table
@@ -523,7 +470,7 @@ def measure(scale: Scale) -> Rows:
 
 def table(rows: list[Row]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [HEADINGS.cells(), ["---"] * 7, *(row.cells() for row in rows)]
+    lines = [HEADINGS.cells(), ["---"] * 6, *(row.cells() for row in rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

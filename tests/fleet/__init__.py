@@ -1,1 +1,1 @@
-"""Many sidecars at once: a simulation of thousands, a real run of a hundred, and the picture."""
+"""Many sidecars at once: a simulation of thousands, and the picture."""

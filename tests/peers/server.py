@@ -181,6 +181,12 @@ class Peer:
         if server:
             server.stop()
 
+    def stop_listening(self) -> None:
+        """Close the listening socket alone: refuse new connections, go on answering on the open ones."""
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+
     def pause(self) -> None:
         """Accept connections but answer nothing, like a stopped process (only /_control still works)."""
         self._going.clear()
@@ -470,14 +476,13 @@ def arguments(description: str, port: int) -> argparse.ArgumentParser:
 
 def run(peer: Peer, name: str) -> int:
     """Serve until SIGTERM or SIGINT. The first line printed ends with the URL."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # taken below, never in the middle of something
     try:
         peer.start()
     except OSError as error:
         print(f"{name}: cannot listen on {peer.host}:{peer.port}: {error.strerror}", flush=True)
         return 1
     print(f"{name} listening on {peer.url}", flush=True)
-    stop.wait()
+    signal.sigwait(ends)
     return 0
