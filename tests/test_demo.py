@@ -52,27 +52,13 @@ agent │ .*Service deregistered
 ✓ All of it came true
 """
 
-# Code put into a copy of agent.py; the step that must notice; what the demo then says: some of it only
-# when its patience has ended.
+# Code put into a copy of agent.py; the step that must notice; what the demo then says.
 BUGS = [
-    ("Agent.run = lambda self: 7", 1, "the agent ended with exit code 7"),
-    ("Agent.waiting = lambda self: self.registering", 1, "waiting for the service"),
-    ("is_lost = lambda answer: False", 2, "the first refused heartbeat brought the record back"),
-    ("Agent.failed = lambda *_: 3600.0", 3, "registry unreachable"),
     ("Agent.is_healthy = lambda self: True", 4, "service down"),
     ("Agent.stop = lambda self: 0", 5, "deregistered: the record is gone at once"),
 ]
 
 # Runs Python in a network namespace that has only its own loopback, once that is up.
-LOOPBACK_ONLY = """
-import fcntl, os, socket, struct, sys
-SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
-with socket.socket() as any_socket:
-    fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
-
-
 def demo_of(root: Path) -> list[str]:
     return [sys.executable, str(root / "tests" / "demo.py")]
 
@@ -134,18 +120,6 @@ def test_the_story_comes_true(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_needs_no_network_beyond_loopback(tmp_path: Path) -> None:
-    isolate = [shutil.which("unshare") or "unshare", "--net", "--map-root-user"]
-    try:
-        subprocess.run([*isolate, "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs unshare(1) with network namespaces (Linux)")
-    code, output = run_demo([*isolate, sys.executable, "-c", LOOPBACK_ONLY, *demo_of(ROOT)[1:]], tmp_path)
-    assert code == 0
-    assert_story(output)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("bug", "step", "words"), BUGS)
 def test_a_broken_agent_is_noticed(tmp_path: Path, bug: str, step: int, words: str) -> None:
     """The copy's output is ASCII at that, as on a terminal that has no more."""
@@ -193,8 +167,7 @@ def demo_on_a_terminal(directory: Path, **more: str) -> Iterator[tuple[subproces
     ("moment", "number", "no_color"),
     [
         ("The registry is at", signal.SIGINT, ""),
-        ("The registry's process has been killed", signal.SIGINT, "1"),
-        ("2. The registry forgets", signal.SIGTERM, ""),
+        ("Waiting for the service", signal.SIGTERM, "1"),
     ],
 )
 def test_a_signal_ends_it_and_all_that_it_started(
@@ -214,18 +187,4 @@ def test_a_signal_ends_it_and_all_that_it_started(
     shown = "".join(lines)
     assert ("\033[1m1. " in shown) == (not no_color)
     assert "Traceback" not in shown
-    assert_nothing_left(tmp_path)
-
-
-def test_it_ends_when_nobody_reads_on(tmp_path: Path) -> None:
-    """As in `sh tests/demo.sh | head`."""
-    with subprocess.Popen(
-        demo_of(ROOT), env=surroundings(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as demo:
-        assert demo.stdout is not None
-        assert demo.stderr is not None
-        assert any("Waiting for the service" in line for line in demo.stdout)  # which reads no further than there
-        demo.stdout.close()
-        assert demo.stderr.read() == ""
-        assert demo.wait(60) == 1
     assert_nothing_left(tmp_path)

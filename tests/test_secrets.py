@@ -7,14 +7,13 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from harness import FOREVER, NAME, Sidecar, environment, odd_lines, run_agent, wait_until
-from hypothesis import given
-from hypothesis import strategies as st
+from harness import FOREVER, Sidecar, environment, odd_lines, wait_until
 from peers.faults import FORGED, NASTY, Fault
 from peers.registry import Registry
 from peers.server import Exchange, Peer
@@ -25,8 +24,9 @@ import agent
 SECRET = "5f1e0c9ab7d2e386"  # no five of its characters are a port
 TOKEN = f"tok-{SECRET}"
 ODD_TOKEN = f'a/"b\\{SECRET}+%&='  # looks different in JSON, in Python's repr and in a URL
-VARIABLES = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
-ENDPOINTS = ("health", "register", "heartbeat", "list", "deregister")
+REDIRECTS = (
+    ("health", 301), ("register", 302), ("heartbeat", 303), ("heartbeat", 300), ("list", 307), ("deregister", 308),
+)  # fmt: skip
 
 
 def meet(sidecar: Sidecar, peer: Peer, operation: str, fault: Any) -> None:
@@ -84,18 +84,17 @@ def echoes(token: str) -> dict[str, Fault]:
     }
 
 
-@pytest.mark.parametrize("token", [TOKEN, ODD_TOKEN])
 @pytest.mark.parametrize("kind", ["text", "json"])
-def test_a_registry_that_echoes_the_token_brings_it_into_no_log(kind: str, token: str) -> None:
-    settings = {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": kind, "REGISTRY_TOKEN": token}
+def test_a_registry_that_echoes_the_token_brings_it_into_no_log(kind: str) -> None:
+    settings = {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": kind, "REGISTRY_TOKEN": ODD_TOKEN}
     with (
-        Registry(token=token) as registry,
-        ToyService(extra={"version": token}) as service,  # a service has no token, but it may have the same
+        Registry(token=ODD_TOKEN) as registry,
+        ToyService(extra={"version": ODD_TOKEN}) as service,  # a service has no token, but it may have the same
         Sidecar(registry, service, HEARTBEAT_INTERVAL=0.25, **settings) as sidecar,
     ):
         sidecar.wait_for("Heartbeat accepted")
         shown = []
-        for fault in echoes(token).values():
+        for fault in echoes(ODD_TOKEN).values():
             meet(sidecar, registry, "heartbeat", fault)
             shown.append(sidecar.heartbeat_file.read_text())
         meet(sidecar, registry, "register", "echo_token")
@@ -107,17 +106,6 @@ def test_a_registry_that_echoes_the_token_brings_it_into_no_log(kind: str, token
         assert not leaks(SECRET, said), [line for line in said.splitlines() if leaks(SECRET, line)]
 
 
-@pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"])
-@pytest.mark.parametrize("kind", ["text", "json"])
-def test_the_token_is_in_the_log_at_no_level(service: ToyService, kind: str, level: str) -> None:
-    settings = {"LOG_LEVEL": level, "LOG_FORMAT": kind, "REGISTRY_TOKEN": TOKEN}
-    with Registry(token=TOKEN) as registry, Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, **settings) as sidecar:
-        meet(sidecar, registry, "heartbeat", "echo_token")
-        meet(sidecar, registry, "deregister", "echo_token")
-        assert bool(sidecar.lines) == (level in ("DEBUG", "INFO", "WARNING"))
-        assert not leaks(SECRET, sidecar.log)
-
-
 # ---- where secrets go
 
 
@@ -126,15 +114,20 @@ def carried(peer: Peer) -> str:
     return "\n".join(f"{request.path}\n{request.headers}\n{request.body!r}" for request in peer.requests)
 
 
-def test_the_token_goes_to_the_registry_alone(service: ToyService) -> None:
+def test_a_redirect_is_a_failure_that_names_its_target_and_the_token_goes_to_the_registry_alone(
+    service: ToyService,
+) -> None:
     with (
         Peer() as elsewhere,
         Registry(token=TOKEN) as registry,
         Sidecar(registry, service, HEARTBEAT_INTERVAL=0.2, SERVICE_HEALTH_RETRIES=100, REGISTRY_TOKEN=TOKEN) as sidecar,
     ):
         sidecar.wait_for("Heartbeat accepted")
-        for operation in ENDPOINTS:
-            meet(sidecar, service if operation == "health" else registry, operation, ["redirect", elsewhere.url])
+        for operation, code in REDIRECTS:
+            target = f"{elsewhere.url}/{operation}"
+            meet(sidecar, service if operation == "health" else registry, operation, ["redirect", target, code])
+            line = sidecar.wait_for(rf"{code}, a redirect to {target}, which is not followed")
+            assert ("set REGISTRY_URL to" in line) == (operation in ("register", "heartbeat", "deregister"))
         assert elsewhere.connections == 0
         assert not leaks(SECRET, carried(service))
         assert {request.headers["X-Registry-Token"] for request in registry.requests} == {TOKEN}
@@ -142,7 +135,6 @@ def test_the_token_goes_to_the_registry_alone(service: ToyService) -> None:
 
 
 CREDENTIALS = [
-    (f"user:{SECRET}", f"user:{SECRET}"),
     (f"user:p%40%3a{SECRET}", f"user:p@:{SECRET}"),
     (f"{SECRET}:", f"{SECRET}:"),  # a key as the user, as some do
 ]
@@ -168,36 +160,14 @@ def test_url_credentials_go_to_the_registry_alone(service: ToyService, written: 
             assert "Authorization" not in carried(service)
 
 
-BAD_SECRETS = [
-    ("REGISTRY_URL", f"ftp://user:{SECRET}@registry"),
-    ("REGISTRY_URL", f"user:{SECRET}@registry:80"),
-    ("REGISTRY_URL", f"http://user:{SECRET}@"),
-    ("REGISTRY_URL", f"http://user:a/b@{SECRET}@registry:port"),
-    ("REGISTRY_URL", f"http://user:a#{SECRET}@registry"),
-    ("REGISTRY_URL", f"http://registry/?token={SECRET}"),
-    *((variable, f"two words {SECRET}") for variable in VARIABLES),
-]
-
-
-@pytest.mark.parametrize(("variable", "value"), BAD_SECRETS)
-def test_a_refused_setting_shows_no_secret(variable: str, value: str) -> None:
-    done = run_agent({"SERVICE_NAME": NAME, "SERVICE_HOST": "127.0.0.1", variable: value})
-    assert done.returncode == 2
-    assert variable in done.stdout
-    assert not leaks(SECRET, done.stdout)
-
-
 # ---- the token changes, or is refused
 
 
-@pytest.mark.parametrize("dialect", ["documented", "deployed"])
-def test_a_changed_token_file_is_read_at_the_next_registration(
-    tmp_path: Path, service: ToyService, dialect: str
-) -> None:
+def test_a_changed_token_file_is_read_at_the_next_registration(tmp_path: Path, service: ToyService) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
     with (
-        Registry(token="first", dialect=dialect) as registry,
+        Registry(token="first") as registry,
         Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, REGISTRY_TOKEN_FILE=file) as sidecar,
     ):
         sidecar.wait_for("Heartbeat accepted")
@@ -214,25 +184,7 @@ def test_a_changed_token_file_is_read_at_the_next_registration(
         assert not leaks(SECRET, sidecar.log)
 
 
-def vanish(file: Path) -> None:
-    file.unlink()
-
-
-def become_a_directory(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-def become_empty(file: Path) -> None:
-    file.write_text("\n")
-
-
-def become_garbage(file: Path) -> None:
-    file.write_bytes(b"\xff\x00\x1b[2J " * 1000)
-
-
-@pytest.mark.parametrize("happen", [vanish, become_a_directory, become_empty, become_garbage])
-def test_while_the_token_file_cannot_be_read_the_token_stays(tmp_path: Path, service: ToyService, happen: Any) -> None:
+def test_while_the_token_file_cannot_be_read_the_token_stays(tmp_path: Path, service: ToyService) -> None:
     file = tmp_path / "token"
     file.write_text("first")
     with (
@@ -240,18 +192,33 @@ def test_while_the_token_file_cannot_be_read_the_token_stays(tmp_path: Path, ser
         Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, REGISTRY_TOKEN_FILE=file) as sidecar,
     ):
         sidecar.wait_registered()
-        happen(file)
-        registry.forget()
-        sidecar.wait_for("WARNING REGISTRY_TOKEN_FILE cannot be read, the token stays as it was: ")
-        sidecar.wait_registered(times=2)
+        happenings: tuple[Callable[[], object], ...] = (
+            lambda: file.write_text("\n"),
+            lambda: file.write_bytes(b"\xff\x00\x1b[2J " * 1000),
+            file.unlink,
+            file.mkdir,
+        )
+        for times, happen in enumerate(happenings, 1):
+            happen()
+            registry.forget()
+            sidecar.wait_for("WARNING REGISTRY_TOKEN_FILE cannot be read, the token stays as it was: ", times)
+            sidecar.wait_registered(times + 1)
         sidecar.stop()
         assert not odd_lines(sidecar.lines)
 
 
-@pytest.mark.parametrize("dialect", ["documented", "deployed"])
-@pytest.mark.parametrize("variable", [*VARIABLES, "REGISTRY_TOKEN_FILE", ""])
+@pytest.mark.parametrize(
+    ("variable", "dialect"),
+    [
+        ("REGISTRY_TOKEN", "documented"),
+        ("VERTICE_REGISTRY_TOKEN", "deployed"),
+        ("REGISTRY_AUTH_TOKEN", "documented"),
+        ("REGISTRY_TOKEN_FILE", "deployed"),
+        ("", "documented"),
+    ],
+)
 def test_a_refused_token_is_explained_with_the_variable_to_set(
-    tmp_path: Path, service: ToyService, dialect: str, variable: str
+    tmp_path: Path, service: ToyService, variable: str, dialect: str
 ) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN)
@@ -296,24 +263,6 @@ def test_neither_proxies_nor_netrc_come_from_the_environment(
         assert service.requests[-1].headers["Authorization"]
         subprocess.run(plainly, env=environment(settings), check=True, timeout=60)
         assert proxy.count() == 1
-
-
-@pytest.mark.parametrize("code", [300, 301, 302, 303, 307, 308])
-@pytest.mark.parametrize("operation", ENDPOINTS)
-def test_a_redirect_is_a_failure_that_names_its_target(
-    registry: Registry, service: ToyService, operation: str, code: int
-) -> None:
-    with Peer() as elsewhere:
-        target = f"{elsewhere.url}/elsewhere"
-        peer = service if operation == "health" else registry
-        peer.play(operation, ["redirect", target, code], times=FOREVER)
-        with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.2, INITIAL_WAIT_TIMEOUT=0) as sidecar:
-            if operation == "deregister":
-                sidecar.wait_registered()
-                sidecar.stop()
-            line = sidecar.wait_for(rf"{code}, a redirect to {target}, which is not followed", timeout=30)
-            assert ("set REGISTRY_URL to" in line) == (operation in ("register", "heartbeat", "deregister"))
-            assert elsewhere.connections == 0
 
 
 # ---- a peer writes into the log
@@ -400,15 +349,6 @@ def test_a_service_writes_nothing_of_its_own_into_the_log(service: ToyService, k
         sidecar.wait_for("Service registered successfully", times=registrations + 2)
         sidecar.stop()
         check_log(sidecar, kind)
-
-
-@given(st.text(st.characters()))
-def test_a_peers_words_are_one_printable_line_of_200_characters(words: str) -> None:
-    said = agent.say_plain(words)
-    assert said.isprintable()
-    assert len(said) <= 200
-    if len(words) <= 200 and words.isprintable():
-        assert said == words
 
 
 def test_no_character_of_unicode_controls_the_log() -> None:

@@ -34,7 +34,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--agents", type=int, default=8, help="(%(default)s)")
     parser.add_argument("--interval", type=float, default=2.0, help="HEARTBEAT_INTERVAL; the TTL is twice as long")
     parser.add_argument("--slack", type=float, default=2.0, help="seconds for a loaded machine (%(default)s)")
-    parser.add_argument("--agent", type=Path, default=AGENT, help="another agent.py, healthcheck.py beside it")
+    parser.add_argument("--agent", type=Path, default=AGENT,
+                        help="another agent.py, its healthcheck.py beside it")  # fmt: skip
     parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND",
                         help=f"keep to this kind of fault; may be repeated: {', '.join(KINDS)}")  # fmt: skip
     parser.add_argument("--stop-at-first", action="store_true", help="end at the first violation")

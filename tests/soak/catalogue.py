@@ -1,7 +1,8 @@
-"""The faults that the soak plays, by name, and what the start of each looks like to a client.
+"""The faults that the soak plays, by name, and what the head of each looks like to a client.
 
-The names are those of tests/peers/faults.py, whatever it holds, and some that only make sense between the agent
-and its registry. Nobody keeps a list of what is a failure: each fault is played once, and looked at.
+The names are those of tests/peers/faults.py, whatever it holds, and some that only make sense
+between the agent and its registry. Nobody keeps a list of what is a failure: each fault is played
+once, and looked at.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ def _look(gallery: Peer, path: str) -> Look:
     A head that breaks off counts as one: Python's http.client does not tell them apart.
     """
     end, received, total, closed = time.monotonic() + PATIENCE, b"", 0, False
-    with socket.create_connection((gallery.host, gallery.port)) as connection, suppress(TimeoutError):
+    address = gallery.host, gallery.port
+    with socket.create_connection(address) as connection, suppress(TimeoutError):
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         while not closed and total < MOST and b"\r\n\r\n" not in received:
             connection.settimeout(max(end - time.monotonic(), 0.001))

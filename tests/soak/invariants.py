@@ -100,7 +100,7 @@ class Watch:
         self._refreshed_at = -math.inf
         self._announced: list[tuple[float, float]] = []
         self._may_register_at = -math.inf  # a registration was asked to wait until then
-        self._lost_lines, self._lost_until = 0, -math.inf  # the log has to tell of so many, from then on
+        self._lost_lines, self._read_since = 0, -math.inf  # the log has to tell of so many
 
     @property
     def waiting(self) -> bool:
@@ -115,7 +115,10 @@ class Watch:
         self._settled = self._settled and keeps
 
     def restore(self, cause: str, now: float, within: float | None = None) -> None:
-        """End a fault. After the last one, the agent must be back within so many seconds: by default one interval."""
+        """End a fault. After the last one, the agent must be back within so many seconds.
+
+        None means one interval.
+        """
         self.causes.remove(cause)
         self._within = max(self._within, self.times.interval if within is None else within)
         if not self.causes:
@@ -131,20 +134,22 @@ class Watch:
         self._may_register_at = now + seconds
 
     def expect_loss(self, lines: int, now: float) -> None:
-        """From now on the log is read again: it must soon tell that so many lines at least were dropped."""
-        self._lost_lines, self._lost_until = lines, now
+        """Note that the log is read again: it must soon tell of so many lost lines at least."""
+        self._lost_lines, self._read_since = lines, now
 
     def said(self, line: str, now: float) -> str:
-        """Take a line of the log, for the waits that the agent announces, and the lines that it has dropped."""
+        """Take a line of the log, for announced waits and for lines that were dropped."""
         if loss := DROPPED.search(line):
             least, self._lost_lines = self._lost_lines, 0
-            return f"{least} lines at least were dropped, not {loss[1]}" if int(loss[1]) < least else ""
+            told = int(loss[1])
+            return f"{least} lines at least were dropped, not {told}" if told < least else ""
         found = ANNOUNCEMENT.search(line)
         if not found:
             return ""
         wait = float(found[2])
-        # The log shows tenths. No heartbeat may wait for longer than a record lives.
-        lowest, highest = (0.95, LONGEST_WAIT + 300) if found[1] == "Registration" else (0.0, self.times.ttl)
+        lowest, highest = 0.95, LONGEST_WAIT + 300  # the log shows tenths
+        if found[1] == "Heartbeat":
+            lowest, highest = 0.0, self.times.ttl  # none may wait for longer than a record lives
         if not lowest <= wait <= highest:
             return f"a wait of {wait:g} s was announced"
         self._announced = [*self._announced[-20:], (now, wait)]
@@ -162,7 +167,8 @@ class Watch:
         if record is not None and now > self.dead_since + self.times.death + self.times.ttl + self._lateness():
             self.dead_since = math.inf
             return "the record of a dead service does not expire"
-        if self._lost_lines > 0 and now > self._lost_until + self.times.usual + self.late.since(self._lost_until):
+        read_for = now - self._read_since - self.late.since(self._read_since)
+        if self._lost_lines > 0 and read_for > self.times.usual:
             self._lost_lines = 0
             return "the log does not tell of the lines that were dropped"
         return self._see_back(now, record)
@@ -192,8 +198,8 @@ class Watch:
     def due(self) -> float:
         """Return the moment by which the agent has to be back; only while it is waited for.
 
-        What was promised, or the wait that it announced last. A request that was under way when all became sane may
-        fail as yet, so its announcement counts; a later one does not.
+        What was promised, or the wait that it announced last. A request that was under way when all
+        became sane may fail as yet, so its announcement counts; a later one does not.
         """
         assert self._sane_since is not None
         since, late = self._sane_since, self.late.since(self._sane_since)
@@ -209,7 +215,8 @@ class Watch:
         if operation in ("heartbeat", "register") and dead > self.times.death + self._lateness():
             return f"a {operation} {dead:.1f} s after the service died ({self.times.death:.1f} s promised)"
         if operation == "register" and now < self._may_register_at:
-            return f"a registration {self._may_register_at - now:.1f} s before Retry-After allows it"
+            early = self._may_register_at - now
+            return f"a registration {early:.1f} s before Retry-After allows it"
         return ""
 
     def _lateness(self) -> float:

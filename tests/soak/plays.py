@@ -1,4 +1,4 @@
-"""How each kind of fault is played: a generator that begins it, yields, and ends it when it is resumed."""
+"""How each kind of fault is played: a generator that begins it, yields, and then ends it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Plays:
             self.world.violation(unit, f"{episode.fault} was taken for an acceptance")
 
     def useless_lists(self, episode: Episode, unit: Unit) -> Iterator[None]:
-        """Each look that tells nothing is worth one registration at the most, whatever comes of it."""
+        """Each look that tells nothing is worth one registration at most, whatever comes of it."""
         unit.unaim_all(operation="list")
         before = unit.asked.copy()
         refusal = "status_429" if episode.toss else "status_500"
@@ -227,7 +227,7 @@ class Plays:
         unit.thaw()
 
     def frozen_long(self, _episode: Episode, unit: Unit) -> Iterator[None]:
-        """What was asked just before the frost may be answered after it: then nobody can tell what comes first."""
+        """What is asked just before may be answered just after: then nobody knows what is first."""
         idle = time.monotonic() - unit.asked_at > IDLE
         unit.freeze()
         yield

@@ -31,7 +31,7 @@ FILLER = "." * 63
 
 
 class Aim(NamedTuple):
-    """A fault that waits for the requests of one agent to the registry; `once`: for one of them only."""
+    """A fault that waits for the requests of one agent to the registry; `once`: for one only."""
 
     operation: str
     name: str
@@ -40,7 +40,7 @@ class Aim(NamedTuple):
 
 
 class DeadPort:
-    """A port of the address DEAD, at which every SYN is swallowed: its queue is full for good (Linux)."""
+    """A port of the address DEAD that swallows every SYN, since its queue is full (Linux)."""
 
     def __init__(self, port: int) -> None:
         self.listener = socket.create_server((DEAD, port), backlog=0)
@@ -144,7 +144,7 @@ class Unit:
         self.running = True
 
     def lead(self, dead_first: Iterable[str] = ()) -> None:
-        """Let both names lead where they should, some of them ("service", "registry") to DEAD first."""
+        """Let the names "service" and "registry" lead where they should, but some to DEAD first."""
         self.stage.set(
             names={
                 host: [DEAD, LIVE] if peer in dead_first else [LIVE]
@@ -205,7 +205,7 @@ class Unit:
             self.aims.remove(aim)
 
     def unaim_all(self, name: str = "", operation: str = "") -> None:
-        """Undo what waits by this name, or for this operation: it is not to swallow the next fault."""
+        """Undo what waits by this name or operation: it is not to swallow the next fault."""
         with self.lock:
             self.aims[:] = [
                 aim for aim in self.aims if aim.name != name and aim.operation != operation

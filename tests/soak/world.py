@@ -52,11 +52,13 @@ class Violation(NamedTuple):
 class World:
     """Everything that runs. A context manager: on leaving it, all is ended and removed.
 
-    Arguments: how many agents; the durations; the agent's file, which has its healthcheck.py beside it;
-    stop_at_first, to end at the first violation.
+    Arguments: how many agents; the durations; the agent's file, which has its healthcheck.py
+    beside it; stop_at_first, to end at the first violation.
     """
 
-    def __init__(self, agents: int, times: Times, agent: Path = AGENT, stop_at_first: bool = False) -> None:
+    def __init__(
+        self, agents: int, times: Times, agent: Path = AGENT, stop_at_first: bool = False
+    ) -> None:
         self.times, self.agent, self.stop_at_first = times, agent, stop_at_first
         self.healthcheck = runpy.run_path(str(agent.with_name("healthcheck.py")))
         self.directory = tempfile.TemporaryDirectory(prefix="soak-")
@@ -225,7 +227,8 @@ class World:
         except OSError as error:
             self.violation(unit, f"no heartbeat file: {error.strerror}")
             return
-        well, sentence = self.healthcheck["judge"](line, now - unit.watch.late.since(now - self.times.interval))
+        late = unit.watch.late.since(now - self.times.interval)
+        well, sentence = self.healthcheck["judge"](line, now - late)
         if not well:
             self.violation(unit, f"the health check says: {sentence}")
             unit.awake_at = now  # once is enough
