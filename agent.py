@@ -191,6 +191,12 @@ def parse_file(load: Callable[[str], object], what: str, text: str) -> str:
         raise ValueError(f"set it to a readable file {what} ({error})") from error
 
 
+def parse_heartbeat_file(text: str) -> str:
+    if os.path.exists(text) and not os.path.isfile(text) and not os.path.isdir(text):
+        raise ValueError("set it to a path for a file of its own, such as /tmp/heartbeat")
+    return text
+
+
 def setting(default: str, parse: Callable[..., Any], *bounds: object) -> Any:
     """Return what a setting is where nothing is set, as text, and its parser."""
     return default, functools.partial(parse, *bounds)
@@ -217,7 +223,7 @@ class Settings(NamedTuple):
     heartbeat_interval: float = setting("30", parse_number, float, 0.01, LONGEST)
     initial_wait_timeout: float = setting("60", parse_number, float, 0, LONGEST)
     deregister_on_exit: bool = setting("true", parse_truth)
-    heartbeat_file: str = setting(healthcheck.DEFAULT_PATH, str)
+    heartbeat_file: str = setting(healthcheck.DEFAULT_PATH, parse_heartbeat_file)
     log_level: str = setting("INFO", parse_choice, LOG_LEVELS)
     log_format: str = setting("text", parse_choice, ("text", "json"))
 
@@ -319,13 +325,13 @@ def backoff(attempt: int, uniform: Uniform) -> float:
     return uniform(ceiling / 2, ceiling)
 
 
-def wait_in_slot(wait: float, retry_after: float, left: float) -> float:
+def wait_in_slot(wait: float, left: float, shortest: float) -> float:
     """Return the seconds until a failed heartbeat is repeated, while the record lives.
 
-    Args: the backoff, what the registry asked for, how long the record lives without a heartbeat.
-    The record comes first: Retry-After counts for half of what is left of it, and no more.
+    Args: what backoff and Retry-After ask for, how long the record lives without a heartbeat, the
+    shortest wait. The record comes first: a wait takes half of what it has left, and no more.
     """
-    return max(min(wait, left), min(wait + retry_after, left / 2), 0.0)
+    return max(min(wait, left / 2), shortest)
 
 
 def next_beat(phase: float, interval: float, now: float) -> float:
@@ -374,7 +380,7 @@ def url_secrets(url: str) -> list[str]:
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if not user and not password:
         return []
-    basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+    basic = base64.b64encode(f"{user}:{password}".encode("latin-1")).decode()  # as requests does
     # Without a password, the user is a key.
     return [basic, password, parts.password or ""] if password else [basic, user]
 
@@ -458,7 +464,7 @@ class StdoutHandler(logging.Handler):
         self.poller = select.poll()
         self.poller.register(self.file, select.POLLOUT)
         self.unwritten = b""  # the rest of a line that found no room
-        self.dropped = 0
+        self.dropped, self.told = 0, 0  # lines, and how many of them the rest tells of
 
     def emit(self, record: logging.LogRecord) -> None:
         self.flush()
@@ -470,7 +476,7 @@ class StdoutHandler(logging.Handler):
             words = f"{self.dropped} lines of the log were dropped, since nobody read them"
             loss = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": words}
             lines.insert(0, self.format(logging.makeLogRecord(loss)))
-            self.dropped = 0
+        self.told = self.dropped
         text = "".join(f"{line}\n" for line in lines)
         self.unwritten = text.encode("utf-8", "backslashreplace")
         self.flush()
@@ -482,9 +488,14 @@ class StdoutHandler(logging.Handler):
                 written = os.write(self.file, self.unwritten[: select.PIPE_BUF])
                 self.unwritten = self.unwritten[written:]
         except BlockingIOError:
-            pass
-        except OSError:  # nobody will ever read it
+            return
+        except OSError:  # a full disk, or a reader that is gone
             self.unwritten = b""
+            self.dropped += 1
+            self.told = 0
+        if not self.unwritten:
+            self.dropped -= self.told
+            self.told = 0
 
 
 def set_up_log(level: str, as_json: bool) -> None:
@@ -647,6 +658,8 @@ class Wire:
             if problem == errno.EINPROGRESS:
                 self.signals.wait(sock.fileno(), select.POLLOUT, end)
                 problem = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not problem and sock.getsockname() == place:
+                problem = errno.ECONNREFUSED  # nobody listens there, and it met itself
             if problem:
                 raise OSError(problem, os.strerror(problem))
         except BaseException:
@@ -667,6 +680,7 @@ class Wire:
             look_up = self.look_up = LookUp(self.host, self.port)
         self.wait(look_up.ended.fileno(), select.POLLIN)
         self.look_up = None
+        look_up.ended.close()
         if isinstance(look_up.answer, Exception):
             raise look_up.answer
         return look_up.answer or []
@@ -694,7 +708,7 @@ class LookUp:
         try:
             self.answer = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except Exception as error:
-            self.answer = error
+            self.answer = error.with_traceback(None)  # which would hold the descriptors
         self.end.close()
 
 
@@ -902,7 +916,8 @@ class Peer(HTTPAdapter):
             content = response.raw.read(MAX_BODY + 1, decode_content=False)  # a bomb stays packed
             if len(content) <= MAX_BODY:
                 response.raw.read(1)  # raises where the length has promised more
-            reusable = self.keep and response.raw.closed and response.status_code >= 200
+            is_open = self.connection is not None and self.connection.sock is not None
+            reusable = is_open and self.keep and response.raw.closed and response.status_code >= 200
         except Exception as error:  # whatever a hostile answer makes the libraries raise
             failure = innermost(error)
         finally:
@@ -1295,22 +1310,25 @@ class Record:
             return self.renew()  # which reads the token again
         return reply
 
-    def is_listed(self) -> bool:
-        """Look for the record now and then; tell whether it may be there.
+    def look(self) -> None:
+        """Look now and then whether the record is there, and register once where it may not be.
 
-        A look that tells nothing changes nothing: one registration makes sure.
+        The heartbeats go on whatever comes of it, for the look may be wrong; where the name is
+        missing and cannot be registered, the next heartbeat is followed by another look.
         """
         self.beats += 1
         if self.beats % LOOK_EVERY:
-            return True
+            return
         self.life.promise(self.settings.registry_timeout)
         reply = self.registry.look(self.settings.registry_timeout)
+        if reply.meaning == ACCEPTED:
+            return
         if reply.meaning == LOST:
             self.log_loss(reply)
-        elif reply.meaning == FAILED:
+        else:
             log.warning("%s; registering again", reply.advice)
-            self.renew()
-        return reply.meaning != LOST
+        if self.renew().meaning != ACCEPTED and reply.meaning == LOST:
+            self.beats -= 1
 
     def log_loss(self, reply: Reply) -> None:
         lost = "Service not found (404): the registry has lost the record (%s); registering again"
@@ -1398,7 +1416,8 @@ class Agent:
         due, attempt = self.record.due(), 0
         while True:
             self.pause(due - self.clock())
-            if not self.is_healthy():
+            # A retry probes no more: hanging probes and heartbeats together would cost the record.
+            if not attempt and not self.is_healthy():
                 return self.service_down
             if self.record.left() <= 0:
                 # Heartbeats have failed for two intervals, or the process was frozen: the record
@@ -1409,13 +1428,13 @@ class Agent:
             if reply.meaning == LOST:
                 return self.registering
             if reply.meaning == ACCEPTED:
-                if not self.record.is_listed():
-                    return self.registering
+                self.record.look()
                 due, attempt = self.record.due(), 0
             else:
                 attempt += 1
-                wait = self.settings.pace * backoff(attempt, self.uniform)
-                wait = wait_in_slot(wait, reply.retry_after, self.record.left())
+                pace = self.settings.pace
+                wait = pace * backoff(attempt, self.uniform) + reply.retry_after
+                wait = wait_in_slot(wait, self.record.left(), pace * FIRST_WAIT)
                 self.record.failed("Heartbeat", reply, wait, ready=self.record.expiry())
                 due = self.clock() + wait
 

@@ -51,7 +51,9 @@ def write(
     """
     line = f"{promise:.3f} {state} {ready_until:.3f} {since:.3f} {attempt} {reason}\n"
     draft = path + ".new"
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    # Without waiting, not even for the reader of a pipe.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
+    file = os.open(draft, flags, 0o644)
     try:
         os.write(file, line.encode("utf-8", "replace"))
     finally:
