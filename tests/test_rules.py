@@ -95,12 +95,24 @@ def test_a_list_without_the_name_is_followed_by_registrations_until_one_is_accep
     registry.ttl = 600
     with Sidecar(registry, SERVICE_HEALTH_CHECK="none", HEARTBEAT_INTERVAL=0.5) as sidecar:
         sidecar.wait_registered()
-        registry.play("list", reply(200, ["another_service"]))
+        registry.play("list", reply(200, ["another_service"]), times=2)
         registry.play("register", "status_500")
         sidecar.wait_registered(times=2)
     asked = operations(registry)
     look = asked.index("list")
-    assert asked[look : look + 3] == ["list", "register", "register"]
+    assert asked[look : look + 5] == ["list", "register", "heartbeat", "list", "register"]
+
+
+def test_a_list_that_is_wrong_stops_no_heartbeat() -> None:
+    """As that of one replica whose breaker is open, while the store holds the record."""
+    settings = {"SERVICE_HEALTH_CHECK": "none", "HEARTBEAT_INTERVAL": 0.5}
+    with Registry(ttl=2.0) as registry, Sidecar(registry, **settings) as sidecar:
+        sidecar.wait_registered()
+        registry.play("list", reply(200, []), times=FOREVER)
+        registry.play("register", "status_500", times=FOREVER)
+        with Sampler(lambda: registry.record(NAME)) as sampler:
+            sidecar.wait_for("does not list it", times=4)
+        assert not sampler.absences
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
