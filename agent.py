@@ -7,25 +7,31 @@ One loop; each state is a method of `Agent` that blocks, and returns the state t
                     ^             |
                     +-- the record is lost, the registry unreachable
 
-SIGTERM or SIGINT in any state leads to `stop`: deregister, exit 0. Nothing waits without a bound:
-`Interrupt` ends every exchange at its deadline, and every wait at a signal.
+SIGTERM or SIGINT in any state leads to `stop`: deregister, exit 0.
 
-From top to bottom: settings, backoff and schedule, the log, interruption, one HTTP exchange, what
-the registry's answers mean, the agent. REGISTRY_URL's API and its quirks are in the README.
+Nothing waits without a bound, and each bound stands where the waiting is done: `Signals` is the
+only place that waits, and every byte from a peer passes through a `PatientSocket`. No signal
+handler raises into a library.
+
+From top to bottom, each part knowing only those above it: settings, rules, the log, waiting, an
+exchange, the registry, the service, the sign of life, the agent, main.
 """
 
 import signal
 
-early_signals: list[int] = []
-if __name__ == "__main__":  # PID 1 gets no SIGTERM before it has a handler: so this comes before the slow imports
-    for early in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(early, lambda number, _frame: early_signals.append(number))
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+if __name__ == "__main__":
+    # The imports below are slow, and PID 1 never gets a signal that it has no handler for, unless
+    # the signal is blocked until there is one.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 import base64
+import contextlib
 import email.utils
+import errno
 import functools
 import http.client
-import io
 import itertools
 import json
 import logging
@@ -33,6 +39,7 @@ import math
 import os
 import random
 import re
+import select
 import socket
 import sys
 import threading
@@ -47,171 +54,34 @@ try:
 except ImportError:  # the default image is built without TLS
     ssl = None  # type: ignore[assignment]
 
-with warnings.catch_warnings():  # the image has no charset_normalizer, which requests remarks on
+with warnings.catch_warnings():
+    # requests remarks that the image has no charset_normalizer.
     warnings.simplefilter("ignore")
     import requests
     from requests.adapters import HTTPAdapter
+    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+    from urllib3.connection import HTTPConnection, HTTPSConnection
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # `python -I` leaves it out
 import healthcheck
 
-log = logging.getLogger("sidecar")
+# ------------------------------------------------------------------------------------- settings
 
 REGISTRY_TTL = 60.0  # seconds without a heartbeat after which the registry drops a record
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds, the bounds of every backoff
-LONGEST_RETRY_AFTER = 300.0  # seconds
-CONFIRM_EVERY = 9  # heartbeats; with the 30 s that an expired name lingers, a loss shows within ten intervals
-STOP_TIMEOUT = 1.5  # seconds for the last exchange; the whole stop has 3
-GRACE = 5.0  # seconds that a promise in the heartbeat file allows for a slow machine
-LOG_AGAIN = 30.0  # seconds between repeated lines about one lasting fault
-MAX_BODY = 64 * 1024  # bytes read of any body
-MAX_HEADER = 4096  # bytes of a header line; there are at most 100 lines
-MAX_SAID = 200  # characters of a peer's words in the log
+LONGEST = 86400.0  # seconds
 MAX_METADATA = 256  # characters of a metadata value
-LONGEST_DURATION = 86400.0  # seconds
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-TRUTHS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
-
-# ---------------------------------------------------------------------------- settings
-
-
-class Settings(NamedTuple):
-    """All that the environment says, validated. Durations are in seconds."""
-
-    service_name: str
-    service_host: str
-    service_port: int
-    service_health_check: str
-    service_health_endpoint: str
-    service_health_timeout: float
-    service_health_retries: int
-    service_metadata: dict[str, str]
-    registry_url: str
-    registry_timeout: float
-    registry_token: str
-    registry_token_name: str  # the variable that the token came from
-    registry_token_file: str
-    registry_ca_file: str
-    heartbeat_interval: float
-    initial_wait_timeout: float
-    deregister_on_exit: bool
-    heartbeat_file: str
-    log_level: str
-    log_format: str
-
-    @property
-    def endpoint(self) -> str:
-        """The service's base URL, as it stands in the record."""
-        host = f"[{self.service_host}]" if ":" in self.service_host else self.service_host
-        return f"http://{host}:{self.service_port}"
-
-    def describe(self) -> str:
-        """Return the settings in force on one line, without secrets."""
-        shown = self._asdict() | {"registry_token": "***" if self.registry_token else ""}
-        del shown["registry_token_name"]
-        return " ".join(f"{name.upper()}={show_value(value)}" for name, value in shown.items())
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+NAME = "(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", (
+    "the name to register: lowercase letters, digits, _ and -, not `index`, the registry's own"
+)
+PATH = '/(?!/)[!"$-~]*', "a path, such as /health"
+TOKEN = "[!-~]{0,4095}", "the registry's token: printable ASCII without blanks"
+TOKEN_VARIABLES = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
 
 
 class SettingsError(ValueError):
-    """The environment holds values that the agent cannot work with; `args` has a line for each."""
-
-
-class Environment:
-    """Reads variables and gathers every problem, so that all are told at once. Empty means unset."""
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self.variables = variables
-        self.problems: list[str] = []
-
-    def get(self, name: str, default: str = "") -> str:
-        return self.variables.get(name, "").strip() or default
-
-    def refuse(self, name: str, fix: str) -> None:
-        value = self.get(name)
-        self.problems.append(f"{name}={show_value(value)}: {fix}" if value else f"{name} is not set: {fix}")
-
-    def text(self, name: str, default: str, pattern: str, fix: str) -> str:
-        value = self.get(name, default)
-        if not re.fullmatch(pattern, value):
-            self.refuse(name, fix)
-        return value
-
-    def choice(self, name: str, default: str, choices: Mapping[str, Any]) -> Any:
-        value = self.get(name, default)
-        for choice, meaning in choices.items():
-            if value.lower() == choice.lower():
-                return meaning
-        self.refuse(name, f"set it to one of {', '.join(choices)}")
-        return choices[default]
-
-    def integer(self, name: str, default: int, lowest: int, highest: int) -> int:
-        value = self.get(name, str(default))
-        if re.fullmatch("[0-9]{1,9}", value) and lowest <= int(value) <= highest:
-            return int(value)
-        self.refuse(name, f"set it to a whole number from {lowest} to {highest}, such as {default}")
-        return default
-
-    def seconds(self, name: str, default: float, lowest: float) -> float:
-        value = self.get(name, str(default))
-        number = r"[0-9]{1,9}\.?[0-9]{0,9}|\.[0-9]{1,9}"
-        if re.fullmatch(number, value) and lowest <= float(value) <= LONGEST_DURATION:
-            return float(value)
-        self.refuse(name, f"set it to seconds from {lowest:g} to {LONGEST_DURATION:g}, such as {default:g}")
-        return default
-
-    def host(self, name: str) -> str:
-        value = re.sub(r"^\[(.*)\]$", r"\1", self.get(name))
-        if not is_host(value):
-            self.refuse(name, "set it to the service's host name or address alone, such as vertice-osint")
-        return value
-
-    def pairs(self, name: str) -> dict[str, str]:
-        pairs: dict[str, str] = {}
-        for item in filter(str.strip, self.get(name).split(",")):
-            key, equals, value = (part.strip() for part in item.partition("="))
-            if not key or not equals or key in pairs or len(item) > MAX_METADATA or not item.isprintable():
-                self.refuse(name, f"set it to k=v,k=v with each key once, at most {MAX_METADATA} characters a pair")
-                break
-            pairs[key] = value
-        return pairs
-
-    def base_url(self, name: str, default: str) -> str:
-        value = self.get(name, default)
-        try:
-            parts = urlsplit(value)
-            sound = parts.scheme in ("http", "https") and is_host(parts.hostname or "") and parts.port != 0
-            requests.Request("GET", value).prepare()  # it takes fewer brackets than urlsplit
-        except ValueError:
-            sound = False
-        if not sound or not re.fullmatch(r"[!-~]+", value) or re.search(r"[\\?#]", value):
-            self.refuse(name, "set it to http://HOST:PORT of the registry, such as http://vertice-register-lb:80")
-        elif parts.scheme == "https" and ssl is None:
-            self.refuse(name, "this image has no TLS; build it with --build-arg TLS=1, or use http://")
-        return value.rstrip("/")
-
-    def token(self) -> tuple[str, str, str]:
-        """Return the token, the variable that it came from, and its file, if it is in one."""
-        file = self.get("REGISTRY_TOKEN_FILE")
-        if file:
-            try:
-                return read_token(file), "REGISTRY_TOKEN_FILE", file
-            except (OSError, ValueError) as error:
-                self.refuse("REGISTRY_TOKEN_FILE", f"set it to a readable file that holds the token ({plain(error)})")
-        names = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
-        name = next(filter(self.get, names), names[0])
-        token = self.get(name)
-        if token and not is_token(token):
-            self.problems.append(f"{name}=***: set it to the registry's token: printable ASCII without blanks")
-        return token, name, ""
-
-    def ca_file(self, name: str) -> str:
-        value = self.get(name)
-        if value and ssl is not None:
-            try:
-                ssl.create_default_context(cafile=value)
-            except OSError as error:  # ssl.SSLError is one
-                self.refuse(name, f"set it to a readable file of CA certificates in PEM form ({plain(error)})")
-        return value
+    """Settings that the agent cannot work with; `args` has (name, text, what to do) for each."""
 
 
 def is_host(text: str) -> bool:
@@ -222,82 +92,219 @@ def is_host(text: str) -> bool:
         except (OSError, ValueError):  # ValueError: a character that is no ASCII, a NUL
             return False
     labels = text.removesuffix(".").split(".")
-    return len(text) <= 253 and all(re.fullmatch("[A-Za-z0-9_-]{1,63}", label) for label in labels)
+    sound = all(re.fullmatch("[A-Za-z0-9_-]{1,63}", label) for label in labels)
+    return len(text) <= 253 and sound
 
 
-def is_token(text: str) -> bool:
-    """Tell whether `text` can stand in a header: printable ASCII without blanks."""
-    return re.fullmatch("[!-~]{1,4095}", text) is not None  # no file is read any further
+def is_quoted(text: str) -> bool:
+    """Tell whether `text` stands in quotes, as `docker run --env-file` passes them on."""
+    return len(text) > 1 and text[0] in "'\"" and text[0] == text[-1]
 
 
 def read_token(path: str) -> str:
     """Return the token in the file. Raises OSError, or ValueError where it holds none."""
-    token = healthcheck.read(path).decode("ascii", "replace").strip()
-    if not is_token(token):
+    content = healthcheck.read(path)
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]:
+        raise ValueError("the file is UTF-16; save it as plain text")
+    token = content.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").strip()
+    if not re.fullmatch("[!-~]{1,4095}", token):  # no more of a file is read
         raise ValueError("it must hold one token, printable ASCII without blanks")
     return token
 
 
+def load_authorities(path: str) -> Any:
+    """Return a TLS context that trusts these, if there is TLS. Raises OSError (ssl.SSLError)."""
+    return None if ssl is None else ssl.create_default_context(cafile=path)
+
+
+# Parsers: each takes a setting's text and returns its value, or raises ValueError(what to do).
+
+
+def parse_choice(choices: tuple[str, ...], text: str) -> str:
+    for choice in choices:
+        if text.lower() == choice.lower():
+            return choice
+    raise ValueError(f"set it to one of {', '.join(choices)}")
+
+
+def parse_truth(text: str) -> bool:
+    return parse_choice((*TRUE, *FALSE), text) in TRUE
+
+
+def parse_number(kind: type[int | float], lowest: float, highest: float, text: str) -> float:
+    pattern = "[0-9]{1,9}" if kind is int else r"[0-9]{1,9}\.?[0-9]{0,9}|\.[0-9]{1,9}"
+    if re.fullmatch(pattern, text) and lowest <= kind(text) <= highest:
+        return kind(text)
+    words = "a whole number" if kind is int else "seconds"
+    raise ValueError(f"set it to {words} from {lowest:g} to {highest:g}")
+
+
+def parse_pattern(pattern: str, fix: str, text: str) -> str:
+    if re.fullmatch(pattern, text):
+        return text
+    raise ValueError(f"set it to {fix}")
+
+
+def parse_host(text: str) -> str:
+    host = re.sub(r"^\[(.*)\]$", r"\1", text)
+    if is_host(host):
+        return host
+    raise ValueError("set it to the service's host name or address alone, such as vertice-osint")
+
+
+def parse_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        sound = parts.scheme in ("http", "https") and is_host(parts.hostname or "")
+        sound = sound and parts.port != 0 and not re.search(r"[^!-~]|[\\?#]", text)
+        requests.Request("GET", text).prepare()  # it takes fewer brackets than urlsplit
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ValueError(
+            "set it to http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
+        )
+    if parts.scheme == "https" and ssl is None:
+        raise ValueError("this image has no TLS; build it with --build-arg TLS=1, or use http://")
+    return text.rstrip("/")
+
+
+def parse_pairs(text: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in filter(str.strip, text.split(",")):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        sound = key and equals and key not in pairs
+        if not sound or len(item) > MAX_METADATA or not item.isprintable():
+            raise ValueError(
+                f"set it to k=v,k=v with each key once, at most {MAX_METADATA} characters a pair"
+            )
+        pairs[key] = value
+    return pairs
+
+
+def parse_file(load: Callable[[str], object], what: str, text: str) -> str:
+    try:
+        if text:
+            load(text)
+        return text
+    except (OSError, ValueError) as error:
+        raise ValueError(f"set it to a readable file {what} ({error})") from error
+
+
+def setting(default: str, parse: Callable[..., Any], *bounds: object) -> Any:
+    """Return what a setting is where nothing is set, as text, and its parser."""
+    return default, functools.partial(parse, *bounds)
+
+
+class Settings(NamedTuple):
+    """All that the environment says, validated. Durations are in seconds."""
+
+    service_name: str = setting("", parse_pattern, *NAME)
+    service_host: str = setting("", parse_host)
+    service_port: int = setting("8080", parse_number, int, 1, 65535)
+    service_health_check: str = setting("http", parse_choice, ("http", "tcp", "none"))
+    service_health_endpoint: str = setting("/health", parse_pattern, *PATH)
+    service_health_timeout: float = setting("5", parse_number, float, 0.01, LONGEST)
+    service_health_retries: int = setting("3", parse_number, int, 1, 100)
+    service_metadata: Mapping[str, str] = setting("", parse_pairs)
+    registry_url: str = setting("http://vertice-register-lb:8888", parse_url)
+    registry_timeout: float = setting("10", parse_number, float, 0.01, LONGEST)
+    registry_token: str = setting("", parse_pattern, *TOKEN)
+    vertice_registry_token: str = setting("", parse_pattern, *TOKEN)
+    registry_auth_token: str = setting("", parse_pattern, *TOKEN)
+    registry_token_file: str = setting("", parse_file, read_token, "that holds the token")
+    registry_ca_file: str = setting("", parse_file, load_authorities, "of CA certificates")
+    heartbeat_interval: float = setting("30", parse_number, float, 0.01, LONGEST)
+    initial_wait_timeout: float = setting("60", parse_number, float, 0, LONGEST)
+    deregister_on_exit: bool = setting("true", parse_truth)
+    heartbeat_file: str = setting(healthcheck.DEFAULT_PATH, str)
+    log_level: str = setting("INFO", parse_choice, LOG_LEVELS)
+    log_format: str = setting("text", parse_choice, ("text", "json"))
+
+    @property
+    def endpoint(self) -> str:
+        """The service's base URL, as it stands in the record."""
+        host = f"[{self.service_host}]" if ":" in self.service_host else self.service_host
+        return f"http://{host}:{self.service_port}"
+
+    @property
+    def token_name(self) -> str:
+        """The variable that the token comes from, or would come from."""
+        names = ("REGISTRY_TOKEN_FILE", *TOKEN_VARIABLES)
+        return next((name for name in names if getattr(self, name.lower())), "REGISTRY_TOKEN")
+
+    @property
+    def pace(self) -> float:
+        """What shortens the waits inside a short slot, so that a retry fits in."""
+        return min(1.0, self.heartbeat_interval / 30)
+
+    def token(self) -> str:
+        """Return the token by now. Raises OSError or ValueError where its file holds none."""
+        if self.registry_token_file:
+            return read_token(self.registry_token_file)
+        return str(getattr(self, self.token_name.lower()))
+
+
 def read_settings(variables: Mapping[str, str]) -> Settings:
-    """Turn the environment into settings. Raises SettingsError that names every problem."""
-    env = Environment(variables)
-    token, token_name, token_file = env.token()
-    interval = env.seconds("HEARTBEAT_INTERVAL", 30.0, lowest=0.01)
-    settings = Settings(
-        service_name=env.text(
-            "SERVICE_NAME",
-            "",
-            "(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}",
-            "set it to the name to register: lowercase letters, digits, _ and -, and not `index`, the registry's own",
-        ),
-        service_host=env.host("SERVICE_HOST"),
-        service_port=env.integer("SERVICE_PORT", 8080, 1, 65535),
-        service_health_check=env.choice(
-            "SERVICE_HEALTH_CHECK", "http", {"http": "http", "tcp": "tcp", "none": "none"}
-        ),
-        service_health_endpoint=env.text(
-            "SERVICE_HEALTH_ENDPOINT", "/health", "/(?!/)[!\"$-~]*", "set it to a path, such as /health"
-        ),
-        # An exchange that took more than half a slot would leave no room to repeat it inside the slot.
-        service_health_timeout=min(env.seconds("SERVICE_HEALTH_TIMEOUT", 5.0, lowest=0.01), interval / 2),
-        service_health_retries=env.integer("SERVICE_HEALTH_RETRIES", 3, 1, 100),
-        service_metadata=env.pairs("SERVICE_METADATA"),
-        registry_url=env.base_url("REGISTRY_URL", "http://vertice-register-lb:8888"),
-        registry_timeout=min(env.seconds("REGISTRY_TIMEOUT", 10.0, lowest=0.01), interval / 2),
-        registry_token=token,
-        registry_token_name=token_name,
-        registry_token_file=token_file,
-        registry_ca_file=env.ca_file("REGISTRY_CA_FILE"),
-        heartbeat_interval=interval,
-        initial_wait_timeout=env.seconds("INITIAL_WAIT_TIMEOUT", 60.0, lowest=0.0),
-        deregister_on_exit=env.choice("DEREGISTER_ON_EXIT", "true", TRUTHS),
-        heartbeat_file=env.get("HEARTBEAT_FILE", healthcheck.DEFAULT_PATH),
-        log_level=env.choice("LOG_LEVEL", "INFO", {level: level for level in LOG_LEVELS}),
-        log_format=env.choice("LOG_FORMAT", "text", {"text": "text", "json": "json"}),
+    """Turn the environment into settings; empty means unset.
+
+    Raises SettingsError that names every problem.
+    """
+    values, problems = {}, []
+    for field, (default, parse) in Settings._field_defaults.items():
+        name = field.upper()
+        text = variables.get(name, "").strip()
+        try:
+            values[field] = parse(text or default)
+            if is_quoted(text) and name not in TOKEN_VARIABLES:
+                raise ValueError("set it without the quotes")
+        except ValueError as error:
+            hint = "; the quotes are part of the value" if text.strip("'\"") != text else ""
+            problems.append((name, text, f"{error}{hint}"))
+    if problems:
+        raise SettingsError(*problems)
+    settings = Settings(**values)
+    # An exchange that took more than half a slot would leave no room to repeat it inside the slot.
+    half = settings.heartbeat_interval / 2
+    return settings._replace(
+        service_health_timeout=min(settings.service_health_timeout, half),
+        registry_timeout=min(settings.registry_timeout, half),
     )
-    if env.problems:
-        raise SettingsError(*env.problems)
-    return settings
 
 
 def doubts(settings: Settings) -> list[str]:
     """Return a line for each setting that works, but hardly as its author meant."""
     lines = []
-    if 2 * settings.heartbeat_interval > REGISTRY_TTL:
+    interval, retries = settings.heartbeat_interval, settings.service_health_retries
+    if 2 * interval > REGISTRY_TTL:
         lines.append(
-            f"HEARTBEAT_INTERVAL={settings.heartbeat_interval:g}: the registry forgets a service after"
-            f" {REGISTRY_TTL:g} s, so one lost heartbeat costs the record; set it to {REGISTRY_TTL / 2:g} or less"
+            f"HEARTBEAT_INTERVAL={interval:g}: the registry forgets a service after"
+            f" {REGISTRY_TTL:g} s, so one lost heartbeat costs the record;"
+            f" set it to {REGISTRY_TTL / 2:g} or less"
+        )
+    longest = retries * (settings.service_health_timeout + 2 * settings.pace)
+    if longest > 2 * interval:
+        lines.append(
+            f"SERVICE_HEALTH_RETRIES={retries}: so many probes can take {longest:.0f} s, and the"
+            f" record expires after {2 * interval:g} s; set it lower, or SERVICE_HEALTH_TIMEOUT"
         )
     if not re.fullmatch("[a-z0-9_-]{3,64}", settings.service_name):
         lines.append(
-            f"SERVICE_NAME={settings.service_name}: names are by convention 3 to 64 lowercase letters, digits, _ and -"
+            f"SERVICE_NAME={settings.service_name}:"
+            " names are by convention 3 to 64 lowercase letters, digits, _ and -"
         )
     if settings.registry_ca_file and not settings.registry_url.lower().startswith("https:"):
         lines.append("REGISTRY_CA_FILE: of no use while REGISTRY_URL begins with http://")
+    with contextlib.suppress(OSError, ValueError):
+        if is_quoted(settings.token()):
+            lines.append(f"{settings.token_name}: the token is in quotes, and they are part of it")
     return lines
 
 
-# ---------------------------------------------------------------------------- backoff and schedule
+# ---------------------------------------------------------------------------------------- rules
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds, the bounds of every backoff
+LONGEST_RETRY_AFTER = 300.0  # seconds
 
 Uniform = Callable[[float, float], float]  # random.uniform, or a test's
 
@@ -312,8 +319,17 @@ def backoff(attempt: int, uniform: Uniform) -> float:
     return uniform(ceiling / 2, ceiling)
 
 
+def wait_in_slot(wait: float, retry_after: float, left: float) -> float:
+    """Return the seconds until a failed heartbeat is repeated, while the record lives.
+
+    Args: the backoff, what the registry asked for, how long the record lives without a heartbeat.
+    The record comes first: Retry-After counts for half of what is left of it, and no more.
+    """
+    return max(min(wait, left), min(wait + retry_after, left / 2), 0.0)
+
+
 def next_beat(phase: float, interval: float, now: float) -> float:
-    """Return the first moment after `now` on the grid `phase + n * interval`: the schedule never drifts."""
+    """Return the first moment after `now` on the grid `phase + n * interval`: it never drifts."""
     return phase + (math.floor((now - phase) / interval) + 1) * interval
 
 
@@ -324,21 +340,27 @@ def parse_retry_after(value: str, wall_clock: float) -> float:
     """
     try:
         date = None if value.isdecimal() else email.utils.parsedate_to_datetime(value)
-        seconds = float(value) if date is None else date.timestamp() - wall_clock
+        delay = float(value) if date is None else date.timestamp() - wall_clock
     except (ValueError, TypeError, OverflowError, OSError):
         return 0.0
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+    return min(max(delay, 0.0), LONGEST_RETRY_AFTER)
 
 
-# ---------------------------------------------------------------------------- the log
+# -------------------------------------------------------------------------------------- the log
 
-secrets: dict[str, re.Pattern[str]] = {}  # blotted out of whatever a peer says: it may send the token back
+MAX_SAID = 200  # characters of a peer's words in the log
+LOG_AGAIN = 30.0  # seconds between repeated lines about one lasting fault
+
+log = logging.getLogger("sidecar")
+# Blotted out of whatever a peer says, for it may send the token back.
+secrets: dict[str, re.Pattern[str]] = {}
 
 
 def keep_secret(secret: str) -> None:
     """Keep `secret` out of the log from now on, also escaped as in JSON or a URL."""
     pattern = ""
-    for part in re.findall(r"\\+|[^\\]", secret):  # backslashes in one go, and bounded: else the search takes for ever
+    # Backslashes are taken in one go, and bounded: else the search would take forever.
+    for part in re.findall(r"\\+|[^\\]", secret):
         if part[0] == "\\":
             pattern += rf"(?:\\{{{len(part)},{5 * len(part)}}}|(?:%5c){{{len(part)}}})"
         else:
@@ -353,24 +375,51 @@ def url_secrets(url: str) -> list[str]:
     if not user and not password:
         return []
     basic = base64.b64encode(f"{user}:{password}".encode()).decode()
-    return [basic, password, parts.password or ""] if password else [basic, user]  # a key may stand there alone
+    # Without a password, the user is a key.
+    return [basic, password, parts.password or ""] if password else [basic, user]
 
 
-def plain(words: object) -> str:
-    """Make a peer's words fit for one line of a log: no secret, no control character, 200 characters."""
+def escape(text: str) -> str:
+    """Return `text` on one line, what is not printable written as in Python."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say_plain(words: object) -> str:
+    """Make a peer's words fit for one line of a log: escaped, no secret, 200 characters."""
     text = str(words)
     for secret in sorted(secrets, key=len, reverse=True):
         text = secrets[secret].sub("***", text)
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: MAX_SAID + 1])
+    text = escape(text[: MAX_SAID + 1])
     return text if len(text) <= MAX_SAID else text[: MAX_SAID - 3] + "..."
 
 
-def show_value(value: object) -> str:
+def say_value(value: object) -> str:
     """Show a setting's value on one line; credentials and the query of a URL stay hidden."""
-    text = re.sub(r"^([^:]*://)?[^?]*\?.*@.*", r"\1***", str(value), flags=re.DOTALL)  # a query, or a password with a ?
+    text = str(value)
+    # What looks like a query may be a password with a question mark.
+    text = re.sub(r"^([^:]*://)?[^?]*\?.*@.*", r"\1***", text, flags=re.DOTALL)
     text = re.sub(r"^([^:]*://)?.*@", r"\1***@", text, flags=re.DOTALL)
-    text = plain(re.sub(r"\?.*", "?***", text, flags=re.DOTALL))
+    text = say_plain(re.sub(r"\?.*", "?***", text, flags=re.DOTALL))
     return repr(text) if " " in text or not text else text
+
+
+def say_problem(name: str, text: str, fix: str) -> str:
+    """Say which setting is wrong, its value, and what to do."""
+    if not text:
+        return f"{name} is not set: {escape(fix)}"
+    return f"{name}={'***' if name in TOKEN_VARIABLES else say_value(text)}: {escape(fix)}"
+
+
+def say_settings(settings: Settings) -> str:
+    """Return the settings in force on one line, without secrets."""
+    shown = {name.upper(): value for name, value in settings._asdict().items() if value != ""}
+    shown |= dict.fromkeys(shown.keys() & set(TOKEN_VARIABLES), "***")
+    return " ".join(f"{name}={say_value(value)}" for name, value in shown.items())
+
+
+def say_seconds(duration: float) -> str:
+    """Say a duration with two digits behind the point at the most."""
+    return f"{round(duration, 2):g} s"
 
 
 class OneLine(logging.Formatter):
@@ -392,321 +441,912 @@ class OneLine(logging.Formatter):
         return json.dumps(line)
 
 
+class StdoutHandler(logging.Handler):
+    """Writes lines to stdout while somebody reads there, and counts the others.
+
+    It never waits. The file stays as it is, without O_NONBLOCK, since other processes may share
+    it; but a pipe that poll calls writable takes PIPE_BUF bytes at once (pipe(7)). A terminal may
+    take fewer, so that is opened anew.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.file = 1
+        if os.isatty(1):
+            with contextlib.suppress(OSError):
+                self.file = os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        self.poller = select.poll()
+        self.poller.register(self.file, select.POLLOUT)
+        self.unwritten = b""  # the rest of a line that found no room
+        self.dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.flush()
+        if self.unwritten:
+            self.dropped += 1
+            return
+        lines = [self.format(record)]
+        if self.dropped:
+            words = f"{self.dropped} lines of the log were dropped, since nobody read them"
+            loss = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": words}
+            lines.insert(0, self.format(logging.makeLogRecord(loss)))
+            self.dropped = 0
+        text = "".join(f"{line}\n" for line in lines)
+        self.unwritten = text.encode("utf-8", "backslashreplace")
+        self.flush()
+
+    def flush(self) -> None:
+        """Write as much as there is room for."""
+        try:
+            while self.unwritten and self.poller.poll(0):
+                written = os.write(self.file, self.unwritten[: select.PIPE_BUF])
+                self.unwritten = self.unwritten[written:]
+        except BlockingIOError:
+            pass
+        except OSError:  # nobody will ever read it
+            self.unwritten = b""
+
+
 def set_up_log(level: str, as_json: bool) -> None:
-    """Log to stdout, and let no library's words through: urllib3's warnings repeat what peers sent."""
-    logging.raiseExceptions = False  # a log that cannot be written never stops the agent
+    """Log to stdout, and let no library's words through: urllib3's repeat what peers sent."""
+    logging.raiseExceptions = False
     logging.getLogger().handlers[:] = [logging.NullHandler()]
-    handler = logging.StreamHandler(sys.stdout)
+    handler = StdoutHandler()
     handler.setFormatter(OneLine(as_json))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
 
 
-# ---------------------------------------------------------------------------- interruption
+# -------------------------------------------------------------------------------------- waiting
+
+MAX_BODY = 64 * 1024  # bytes kept of any body
+MAX_READ = 2 * MAX_BODY  # bytes read of any exchange: status, headers, framing and body together
+# A connection is renewed before it is an hour old, so that a name that has moved is followed.
+LONGEST_CONNECTION = 3600.0 - 30.0  # seconds
+
+# What TLS waits for may be the other direction.
+WANT_READ = () if ssl is None else (ssl.SSLWantReadError,)
+WANT_WRITE = () if ssl is None else (ssl.SSLWantWriteError,)
 
 
 class Stop(BaseException):
     """SIGTERM or SIGINT has come. Not an Exception, so that no library swallows it."""
 
 
-class Late(BaseException):
-    """An exchange has used up its deadline. Not an Exception, for the same reason."""
+class LateError(TimeoutError):
+    """An exchange has used up its deadline."""
 
 
-class Interrupt:
-    """Ends a blocking call at its deadline (SIGALRM) and at SIGTERM or SIGINT.
+class TooLongError(OSError):
+    """A peer has sent more than an exchange may take."""
 
-    The timeouts of requests bound neither headers nor bodies that drip, and a flag would not end a
-    read; so the signal handler raises, but only while a call runs under `bounded`, never amid the
-    agent's own steps. The timer fires again and again, lest the one raise land in a destructor,
-    where Python drops it.
+    strerror = f"the answer is longer than {MAX_READ // 1024} KB"
+
+
+class Signals:
+    """Waits: for a file, the end of a deadline, a pause; and SIGTERM or SIGINT ends any of them.
+
+    The handler notes the signal. Python tells the wake-up descriptor of it (signal.set_wakeup_fd)
+    even while the wait is about to begin, so none is missed and no time-out is needed to look. The
+    handler raises only during a pause, where nothing is half done.
     """
 
-    AGAIN = 0.05  # seconds
-
-    def __init__(self) -> None:
+    def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.sleep = sleep
         self.stopping = False
-        self.armed = False
-        self.end = math.inf  # of the call under way, on the monotonic clock
+        self.asleep = False
+        self.wakeup, self.alarm = socket.socketpair()
+        self.wakeup.setblocking(False)
+        self.alarm.setblocking(False)
+        self.poller = select.poll()
+        self.poller.register(self.wakeup, select.POLLIN)
 
     def install(self) -> None:
-        """Take over the signals, and one that came while Python was importing."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
-            signal.signal(number, self.on_signal)
-        self.stopping = self.stopping or bool(early_signals)
+        """Take over the signals, and what came of them while Python was importing."""
+        signal.set_wakeup_fd(self.alarm.fileno(), warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            signal.signal(number, self.note)
+        # With SIGCHLD ignored, the kernel reaps what is left to PID 1. The others mean nothing.
+        for name in ("SIGCHLD", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2"):
+            signal.signal(signal.Signals[name], signal.SIG_IGN)
+        with contextlib.suppress(ChildProcessError):  # of the process that this one was before
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
-    def ignore_stop(self) -> None:
+    def note(self, _number: int, _frame: object) -> None:
+        """Handle a signal."""
+        self.stopping = True
+        if self.asleep:
+            self.asleep = False
+            raise Stop
+
+    def ignore(self) -> None:
         """From now on SIGTERM and SIGINT change nothing: the agent exits anyway."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        with contextlib.suppress(BlockingIOError):
+            self.wakeup.recv(4096)
         self.stopping = False
 
-    def on_signal(self, number: int, _frame: object) -> None:
-        if number != signal.SIGALRM:
-            self.stopping = True
-            signal.setitimer(signal.ITIMER_REAL, self.AGAIN, self.AGAIN)
-        if self.armed and self.stopping:
-            raise Stop
-        if self.armed and time.monotonic() >= self.end:  # else it is no alarm of ours
-            raise Late
-
-    def bounded(self, seconds: float, call: Callable[[], None]) -> None:
-        """Run `call` for at most `seconds` (0: as long as it takes). Raises Late, or Stop at a signal."""
-        self.end = time.monotonic() + seconds if seconds else math.inf
-        self.armed = True
+    def pause(self, duration: float) -> None:
+        """Sleep so many seconds. Raises Stop."""
         try:
+            self.asleep = True
             if self.stopping:
                 raise Stop
-            signal.setitimer(signal.ITIMER_REAL, seconds, self.AGAIN)
-            call()
+            self.sleep(duration)
         finally:
-            self.armed = False  # first of all, and by no call: CPython runs no handler before it
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            self.asleep = False
+
+    def wait(self, file: int, events: int, end: float) -> None:
+        """Wait until the file is ready. Raises LateError at `end` (monotonic seconds), and Stop."""
+        self.poller.register(file, events)
+        try:
+            while True:
+                if self.stopping:
+                    raise Stop
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise LateError
+                if any(ready == file for ready, _ in self.poller.poll(math.ceil(left * 1000))):
+                    return
+        finally:
+            self.poller.unregister(file)
 
 
-resolve = socket.getaddrinfo
+class Wire:
+    """The way to one host and port: look-up, connecting, and the bounds of what passes over it.
+
+    Attributes: `end` of the exchange under way (monotonic seconds), `budget` in bytes still to be
+    read, when the last connection was `opened`, the `look_up` that is still without an answer.
+    """
+
+    def __init__(self, host: str, port: int, signals: Signals) -> None:
+        self.host, self.port, self.signals = host, port, signals
+        self.end, self.budget = 0.0, 0
+        self.opened = 0.0
+        self.look_up: LookUp | None = None
+        self.known: list[Any] = []  # what is an address needs no look-up
+        with contextlib.suppress(OSError):
+            self.known = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
+
+    def begin(self, duration: float) -> None:
+        """Give the next exchange so many seconds, and MAX_READ bytes."""
+        self.end, self.budget = time.monotonic() + duration, MAX_READ
+
+    def wait(self, file: int, events: int) -> None:
+        """Wait until the file is ready. Raises LateError, Stop."""
+        self.signals.wait(file, events, self.end)
+
+    def open(self) -> "PatientSocket":
+        """Connect to one address after the other, each with its share of the time that is left.
+
+        Raises what came of the last one: an OSError, LateError among them.
+        """
+        addresses = self.addresses()
+        for rest in range(len(addresses), 0, -1):
+            now = time.monotonic()
+            try:
+                return self.connect(addresses[-rest], now + (self.end - now) / rest)
+            except OSError as error:
+                failure = error
+        raise failure
+
+    def connect(self, address: Any, end: float) -> "PatientSocket":
+        """Connect to one of getaddrinfo's addresses until `end`. Raises OSError."""
+        family, kind, protocol, _, place = address
+        sock = PatientSocket(family, kind, protocol)
+        try:
+            sock.wire = self
+            sock.settimeout(0)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            problem = sock.connect_ex(place)
+            if problem == errno.EINPROGRESS:
+                self.signals.wait(sock.fileno(), select.POLLOUT, end)
+                problem = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if problem:
+                raise OSError(problem, os.strerror(problem))
+        except BaseException:
+            sock.close()
+            raise
+        self.opened = time.monotonic()
+        return sock
+
+    def addresses(self) -> list[Any]:
+        """Look the host up, or join the look-up under way: a dead DNS holds one thread, not many.
+
+        Raises OSError, LateError among them. An answer that came when nobody waited serves nobody.
+        """
+        if self.known:
+            return self.known
+        look_up = self.look_up
+        if look_up is None or look_up.answer is not None:
+            look_up = self.look_up = LookUp(self.host, self.port)
+        self.wait(look_up.ended.fileno(), select.POLLIN)
+        self.look_up = None
+        if isinstance(look_up.answer, Exception):
+            raise look_up.answer
+        return look_up.answer or []
 
 
-class LookUp(threading.Thread):
-    """One name look-up. It has a thread of its own, since getaddrinfo blocks in C, where no handler runs."""
+class LookUp:
+    """One name look-up, in a thread of its own since nothing ends a getaddrinfo.
 
-    def __init__(self, arguments: tuple[Any, ...]) -> None:
-        super().__init__(daemon=True)
-        self.arguments = arguments
-        self.outcome: Any = None  # the addresses, or the exception
-        self.finished = threading.Semaphore(0)
+    `answer` is None, then the addresses or the exception; `ended` is readable from then on.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        """Raises OSError where no thread is to be had."""
+        self.host, self.port = host, port
+        self.answer: list[Any] | Exception | None = None
+        self.ended, self.end = socket.socketpair()
+        try:
+            threading.Thread(target=self.run, daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, f"name look-up: {error}") from error
 
     def run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
+        # Signals are for the main thread, which they wake from its sleep.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            self.outcome = resolve(*self.arguments)
+            self.answer = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except Exception as error:
-            self.outcome = error
-        self.finished.release()
+            self.answer = error
+        self.end.close()
 
 
-look_ups: dict[tuple[Any, ...], LookUp] = {}
+class PatientSocket(socket.socket):
+    """A socket that never blocks: its reads and writes wait as its wire does, within its bounds."""
+
+    wire: Wire
+
+    def settimeout(self, _value: float | None) -> None:
+        """Stay non-blocking, whatever a library sets."""
+        super().settimeout(0)
+
+    def recv_into(self, *arguments: Any) -> int:
+        """Receive. Raises LateError, Stop, and TooLongError where the peer has sent too much."""
+        count: int = self.patiently(select.POLLIN, super().recv_into, *arguments)
+        self.wire.budget -= count
+        if self.wire.budget < 0:
+            raise TooLongError
+        return count
+
+    def sendall(self, data: Any, *arguments: Any) -> None:
+        """Send all of it. Raises LateError, Stop."""
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self.patiently(select.POLLOUT, super().send, view, *arguments) :]
+
+    def patiently(self, events: int, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Repeat the call until it need not wait any more for what it usually waits for."""
+        while True:
+            try:
+                return call(*arguments)
+            except BlockingIOError:
+                self.wire.wait(self.fileno(), events)
+            except WANT_READ:
+                self.wire.wait(self.fileno(), select.POLLIN)
+            except WANT_WRITE:
+                self.wire.wait(self.fileno(), select.POLLOUT)
 
 
-def look_up(*arguments: Any) -> Any:
-    """Do what socket.getaddrinfo does, in such a way that a signal ends the wait.
+if ssl is not None:
 
-    A look-up still under way is joined, not repeated: a dead DNS holds one thread for a name.
-    """
-    thread = look_ups.get(arguments)
-    if thread is None or isinstance(thread.outcome, Exception):  # none, or one whose failure nobody waited for
-        thread = LookUp(arguments)
-        thread.start()
-        look_ups[arguments] = thread
-    while thread.outcome is None:  # Thread.join takes a thread for ended when a signal handler raises (bpo-45274)
-        thread.finished.acquire(timeout=0.1)  # in slices, for systems where no signal ends a lock's wait
-    look_ups.pop(arguments, None)
-    if isinstance(thread.outcome, Exception):
-        raise thread.outcome
-    return thread.outcome
+    class PatientTLSSocket(PatientSocket, ssl.SSLSocket):
+        """The same inside TLS."""
+
+        def do_handshake(self, block: bool = False) -> None:
+            self.patiently(select.POLLIN, super().do_handshake, block)
+
+    class PatientTLSContext(ssl.SSLContext):
+        """Wraps a PatientSocket in TLS, verified as ever."""
+
+        sslsocket_class = PatientTLSSocket
+
+        def wrap_socket(self, sock: Any, *arguments: Any, **options: Any) -> Any:
+            options["do_handshake_on_connect"] = False
+            wrapped: Any = super().wrap_socket(sock, *arguments, **options)
+            wrapped.wire = sock.wire
+            try:
+                wrapped.do_handshake()
+            except BaseException:
+                wrapped.close()
+                raise
+            return wrapped
 
 
-def tame_libraries() -> None:
-    """Bound what requests has no setting for."""
-    socket.getaddrinfo = look_up  # type: ignore[assignment]  # urllib3 and socket.create_connection call it by this name
-    http.client._MAXLINE = MAX_HEADER  # type: ignore[attr-defined]  # 100 headers of 64 KB each would take 30 MB
-
-
-# ---------------------------------------------------------------------------- one HTTP exchange
+# ---------------------------------------------------------------------------------- an exchange
 
 
 class Answer(NamedTuple):
-    """What an exchange brought. Status 0: no answer; `said`: the answer or the failure, fit for the log."""
+    """What an exchange of at most `timeout` seconds brought.
 
-    status: int
-    said: str
+    Status 0: no answer came. `failure` says why none came, or why its body is not whole.
+    """
+
+    status: int = 0
+    headers: Mapping[str, str] = {}
     body: bytes = b""
-    late: bool = False
-    retry_after: float = 0.0
+    failure: Exception | None = None
+    timeout: float = 0.0
 
     @property
     def ok(self) -> bool:
         return 200 <= self.status < 300
 
+    @property
+    def late(self) -> bool:
+        return isinstance(self.failure, LateError)
 
-class Peer:
-    """One HTTP server, with one kept connection to it.
+    @property
+    def is_page(self) -> bool:
+        """Tell whether it is made for a browser."""
+        kind = self.headers.get("Content-Type", "").strip().lower()
+        begins = self.body.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        return kind.startswith("text/html") or begins == b"<"
+
+    @property
+    def retry_after(self) -> float:
+        return parse_retry_after(self.headers.get("Retry-After", ""), time.time())
+
+    def json(self) -> Any:
+        """Return what a JSON body holds; None where it is none, or not whole."""
+        try:
+            return None if self.failure or len(self.body) > MAX_BODY else json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+    def message(self) -> str:
+        """Return the peer's own words for people, as they came."""
+        found = self.json()
+        keys = ("detail", "message", "error") if isinstance(found, dict) else ()
+        words = next((str(found[key]) for key in keys if key in found), None)
+        return self.body.decode("utf-8", "replace").strip() if words is None else words
+
+    def say(self) -> str:
+        """Say what came, fit for the log: a status and, where something is wrong, why."""
+        if not self.status:
+            return say_failure(self.failure, self.timeout)
+        said, location, message = str(self.status), self.headers.get("Location"), self.message()
+        if 300 <= self.status < 400 and location:
+            said += f", a redirect to {say_value(location)}, which is not followed"
+        elif not self.ok and message and not self.is_page:
+            said += f": {say_plain(message)}"
+        return said + (", then the body did not end in time" if self.late else "")
+
+
+class FinalResponse(http.client.HTTPResponse):
+    """The answer after any number of interim ones (RFC 9110, section 15.2)."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 100 <= status < 200 or status == http.client.SWITCHING_PROTOCOLS:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+
+
+class PatientConnection(HTTPConnection):
+    """A connection of requests' pool on a PatientSocket."""
+
+    response_class = FinalResponse
+    wire: Wire
+
+    def _new_conn(self) -> PatientSocket:
+        return self.wire.open()
+
+
+class PatientTLSConnection(PatientConnection, HTTPSConnection):
+    """The same inside TLS."""
+
+
+class Peer(HTTPAdapter):
+    """One HTTP server. Its connection is kept where that is wanted.
 
     Requests go through requests' transport adapter alone: what a Session adds to it (redirects,
     cookies, proxies and netrc from the environment) must not happen here.
     """
 
-    def __init__(self, url: str, timeout: float, interrupt: Interrupt, verify: bool | str = True) -> None:
-        """Args: base URL without a slash at its end; seconds for a whole exchange; CA file, or True."""
-        self.url, self.timeout, self.interrupt, self.verify = url, timeout, interrupt, verify
-        self.adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1)
-        self.kept = False  # whether a connection is open from the exchange before
+    def __init__(self, url: str, signals: Signals, keep: bool, ca_file: str = "") -> None:
+        """Args: base URL without a slash at its end; who waits; keep the connection; CA file."""
+        super().__init__()
+        parts = urlsplit(url)
+        self.url, self.keep = url, keep
+        self.kept = False  # whether the connection is open from the exchange before
+        self.connection: HTTPConnection | None = None
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        self.wire = Wire(parts.hostname or "", port, signals)
+        if parts.scheme == "https":
+            context = PatientTLSContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.load_verify_locations(ca_file or requests.utils.DEFAULT_CA_BUNDLE_PATH)
+            self.pool: Any = HTTPSConnectionPool(self.wire.host, port, ssl_context=context)
+        else:
+            self.pool = HTTPConnectionPool(self.wire.host, port)
+        self.pool.ConnectionCls = self.new_connection
 
-    def exchange(self, method: str, path: str, payload: object = None, token: str = "", timeout: float = 0) -> Answer:
-        """Send one request and return the answer, within the deadline, whatever the peer does."""
-        timeout = timeout or self.timeout
-        body = b"" if payload is None else json.dumps(payload, separators=(",", ":")).encode()
-        request = prepare(method, self.url + path, body, token)
-        response: list[requests.Response] = []
-        content, failure, late = b"", "", False
+    def new_connection(self, **options: Any) -> HTTPConnection:
+        """Return a connection for the pool."""
+        kind = PatientTLSConnection if "ssl_context" in options else PatientConnection
+        self.connection = kind(**options)
+        self.connection.wire = self.wire
+        return self.connection
 
-        def talk() -> None:
-            nonlocal content
-            response.append(self.send(request, timeout))
-            content = response[0].raw.read(MAX_BODY + 1, decode_content=False)  # a gzip bomb stays packed
+    def get_connection_with_tls_context(self, *_arguments: Any, **_options: Any) -> Any:
+        """Return the pool, for HTTPAdapter.send."""
+        return self.pool
 
+    def cert_verify(self, *_arguments: Any) -> None:
+        """Change nothing: the pool's context verifies."""
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self.connection:
+            self.connection.close()
+        self.kept = False
+
+    def exchange(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout: float
+    ) -> Answer:
+        """Send one request and return the answer, within `timeout` seconds, whatever comes."""
+        self.wire.begin(timeout)
+        response, content, failure, reusable = None, b"", None, False
         try:
-            self.interrupt.bounded(timeout, talk)
-        except Late:
-            failure, late = f"no answer within {timeout:g} s", True
+            if time.monotonic() - self.wire.opened > LONGEST_CONNECTION:
+                self.close()
+            request = prepare(method, self.url + path, tuple(headers.items()), body)
+            response = self.send_again(request)
+            content = response.raw.read(MAX_BODY + 1, decode_content=False)  # a bomb stays packed
+            if len(content) <= MAX_BODY:
+                response.raw.read(1)  # raises where the length has promised more
+            reusable = self.keep and response.raw.closed and response.status_code >= 200
         except Exception as error:  # whatever a hostile answer makes the libraries raise
-            failure = reason(error, timeout)
+            failure = innermost(error)
         finally:
-            self.kept = bool(response) and response[0].raw.closed and not failure and response[0].status_code >= 200
-            if not self.kept:
-                for head in response:
-                    head.close()
-                self.adapter.close()
-        if not response:
-            return Answer(0, failure, late=late)
-        said = describe_answer(response[0], content) + (", then the body did not end in time" if late else "")
-        retry_after = parse_retry_after(response[0].headers.get("Retry-After", ""), time.time())
-        return Answer(response[0].status_code, said, content, late, retry_after)
+            if not reusable:
+                self.close()
+        self.kept = reusable
+        if response is None:
+            return Answer(0, failure=failure, timeout=timeout)
+        return Answer(response.status_code, response.headers, content, failure, timeout)
 
-    def send(self, request: requests.PreparedRequest, timeout: float) -> requests.Response:
-        """Send, and once more on a new connection where the peer closed the kept one at this very moment."""
+    def send_again(self, request: requests.PreparedRequest) -> requests.Response:
+        """Send, once more on a new connection where the peer has just closed the kept one."""
         try:
-            return self.adapter.send(request, stream=True, timeout=timeout, verify=self.verify)
+            return self.send(request, stream=True)
         except requests.ConnectionError:
-            if not self.kept:
+            if not self.kept or self.wire.budget < MAX_READ:
                 raise
-            self.adapter.close()
-            return self.adapter.send(request, stream=True, timeout=timeout, verify=self.verify)
+            self.close()
+            return self.send(request, stream=True)
 
 
-@functools.lru_cache(maxsize=4)
-def prepare(method: str, url: str, body: bytes, token: str) -> requests.PreparedRequest:
+@functools.lru_cache(maxsize=8)
+def prepare(
+    method: str, url: str, headers: tuple[tuple[str, str], ...], body: bytes
+) -> requests.PreparedRequest:
     """Return the request ready to send; kept, since every heartbeat is the same."""
-    headers = {"User-Agent": "sidecar", "Accept-Encoding": "identity"}
-    if body:
-        headers["Content-Type"] = "application/json"
-    if token:
-        headers["X-Registry-Token"] = token
-    return requests.Request(method, url, headers, data=body or None).prepare()
+    base = {"User-Agent": "sidecar", "Accept-Encoding": "identity"}
+    return requests.Request(method, url, base | dict(headers), data=body or None).prepare()
 
 
-def reason(error: BaseException, timeout: float) -> str:
-    """Say in a few words why an exchange failed: the innermost cause, without the library's wrapping."""
+def innermost(error: Exception) -> Exception:
+    """Return the cause of the libraries' exception, without their wrapping."""
     while True:
         inner = (error.__cause__, getattr(error, "reason", None), *error.args)
-        causes = [cause for cause in inner if isinstance(cause, BaseException)]
-        if not causes:
-            break
-        error = causes[0]
-    if isinstance(error, TimeoutError):
-        return f"no answer within {timeout:g} s"
+        cause = next((cause for cause in inner if isinstance(cause, Exception)), None)
+        if cause is None:
+            return error
+        error = cause
+
+
+def say_failure(error: Exception | None, timeout: float) -> str:
+    """Say in a few words why an exchange of at most `timeout` seconds failed."""
+    if isinstance(error, TimeoutError) and not error.errno:
+        return f"no answer within {say_seconds(timeout)}"
     if isinstance(error, socket.gaierror):
-        return plain(f"name look-up failed: {error.strerror}")
+        return say_plain(f"name look-up failed: {error.strerror}")
     if isinstance(error, http.client.RemoteDisconnected):
         return "connection closed without an answer"
-    if hasattr(error, "verify_message"):  # ssl.SSLCertVerificationError
-        return plain(f"certificate refused: {error.verify_message}")
+    if ssl is not None and isinstance(error, ssl.SSLCertVerificationError):
+        return say_plain(f"certificate refused: {error.verify_message}")
     if isinstance(error, OSError) and error.strerror:
-        return plain(error.strerror[0].lower() + error.strerror[1:])
-    return plain(f"unusable answer: {type(error).__name__} {error}")
+        return say_plain(error.strerror[0].lower() + error.strerror[1:])
+    return say_plain(f"unusable answer: {type(error).__name__} {error}")
 
 
-def describe_answer(response: requests.Response, content: bytes) -> str:
-    """Say what a peer answered: the status and, where something is wrong, its message for people."""
-    status = str(response.status_code)
-    if 200 <= response.status_code < 300:
-        return status
-    if 300 <= response.status_code < 400 and "Location" in response.headers:
-        return f"{status}, a redirect to {show_value(response.headers['Location'])}, which is not followed"
-    text = content.decode("utf-8", "replace").strip()
-    parsed = parse_json(content)
-    if isinstance(parsed, dict):
-        text = next((str(parsed[key]) for key in ("detail", "message", "error") if key in parsed), text)
-    if not text or text.startswith("<"):  # an HTML error page has nothing to add
-        return status
-    return f"{status}: {plain(text)}"
+# --------------------------------------------------------------------------------- the registry
+
+ACCEPTED = "accepted"  # or, of the list: the name stands there
+LOST = "lost"  # the registry has no record of the name
+REFUSED = "refused"  # because of the token
+FAILED = "failed"  # in any other way
 
 
-def parse_json(body: bytes) -> Any:
-    """Return what the JSON text holds; None where it is none, or was cut off at 64 KB."""
-    try:
-        return json.loads(body) if len(body) <= MAX_BODY else None
-    except (ValueError, RecursionError):
-        return None
+class Reply(NamedTuple):
+    """What the registry's answer to a request means: one of the four above."""
+
+    meaning: str
+    reached: bool  # whether an answer came at all
+    said: str  # the answer, or why none came
+    advice: str = ""  # the same for the log: where, and which setting may help
+    retry_after: float = 0.0  # seconds
 
 
-# ---------------------------------------------------------------------------- what the registry's answers mean
+class Registry:
+    """Vértice's registry: what is sent there, and what its answers mean.
 
-
-def is_lost(answer: Answer) -> bool:
-    """Tell whether a heartbeat's answer means that the record is gone.
-
-    As documented 404; 410; and the deployed registry's 500 with "... not registered" (REGISTRY.md).
+    No other part knows a path, a header or a wording of it. The deployed one answers otherwise
+    than it is documented: 500 for a name that it does not know, and 500 for a wrong token.
     """
-    return answer.status in (404, 410) or (answer.status >= 500 and "not registered" in answer.said)
+
+    REFUSAL = "failed: 401:|[Ii]nvalid registry token"
+    PUBLISHED_PORT = 8888  # of its balancer, on the host; inside the Docker network it is 80
+
+    def __init__(self, settings: Settings, signals: Signals) -> None:
+        self.settings = settings
+        self.peer = Peer(settings.registry_url, signals, True, settings.registry_ca_file)
+        self.token = ""
+        self.accepted = False  # whether it has ever taken a request
+
+    def register(self, metadata: Mapping[str, str], timeout: float) -> Reply:
+        """Put the record there, or renew it. Whatever it holds is replaced."""
+        self.take_token()
+        settings = self.settings
+        record = {
+            "service_name": settings.service_name,
+            "endpoint": settings.endpoint,
+            "health_endpoint": settings.service_health_endpoint,
+            "metadata": metadata,
+        }
+        return self.judge(self.ask("POST", "/register", timeout, record))
+
+    def heartbeat(self, timeout: float) -> Reply:
+        """Keep the record for another TTL."""
+        name = {"service_name": self.settings.service_name}
+        answer = self.ask("POST", "/heartbeat", timeout, name)
+        unknown = answer.status >= 500 and "not registered" in answer.message()
+        if answer.status in (404, 410) or unknown:
+            return Reply(LOST, True, answer.say())
+        return self.judge(answer)
+
+    def deregister(self, timeout: float) -> Reply:
+        """Remove the record."""
+        return self.judge(self.ask("DELETE", f"/deregister/{self.settings.service_name}", timeout))
+
+    def look(self, timeout: float) -> Reply:
+        """Look for the record, since a heartbeat is accepted whatever happens to the store.
+
+        In the list: errors of GET /services/{name} make the balancer cut the registry off.
+        """
+        answer = self.ask("GET", "/services", timeout)
+        names = answer.json() if answer.ok else None
+        if not isinstance(names, list):
+            advice = f"GET /services does not tell whether the record is there: {answer.say()}"
+            return Reply(FAILED, answer.status > 0, answer.say(), advice)
+        if self.settings.service_name not in names:
+            said = "heartbeats are accepted, but GET /services does not list it"
+            return Reply(LOST, True, said)
+        return Reply(ACCEPTED, True, answer.say())
+
+    def take_token(self) -> None:
+        """Read the token, which may have changed in its file."""
+        try:
+            self.token = self.settings.token()
+        except (OSError, ValueError) as error:
+            name = self.settings.token_name
+            log.warning("%s cannot be read, the token stays as it was: %s", name, say_plain(error))
+        if self.token:
+            keep_secret(self.token)
+
+    def ask(self, method: str, path: str, timeout: float, content: object = None) -> Answer:
+        """Exchange one request."""
+        headers = {"X-Registry-Token": self.token} if self.token else {}
+        body = b""
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+            body = json.dumps(content, separators=(",", ":")).encode()
+        return self.peer.exchange(method, path, headers, body, timeout)
+
+    def judge(self, answer: Answer) -> Reply:
+        """Return what an answer means. A web page is no registry's, whatever its status."""
+        meaning = FAILED
+        if answer.ok and not answer.is_page:
+            meaning = ACCEPTED
+            self.accepted = True
+        elif answer.status in (401, 403) or (
+            answer.status >= 500 and re.search(self.REFUSAL, answer.message())
+        ):
+            meaning = REFUSED
+        advice = self.say_advice(answer, meaning)
+        return Reply(meaning, answer.status > 0, answer.say(), advice, answer.retry_after)
+
+    def say_advice(self, answer: Answer, meaning: str) -> str:
+        """Say what went wrong and, where that is known, which variable to set."""
+        where = f"registry at {say_value(self.settings.registry_url)}"
+        if meaning == REFUSED:
+            name = self.settings.token_name
+            variables = name if self.token else f"{name} or REGISTRY_TOKEN_FILE"
+            return (
+                f"{where} refuses the token ({answer.say()}):"
+                f" set {variables} to the registry's token"
+            )
+        if answer.ok and answer.is_page:
+            return f"{where} answered with a web page: set REGISTRY_URL to where the registry is"
+        if 300 <= answer.status < 400:
+            return f"{where} answered {answer.say()}: set REGISTRY_URL to where the registry is"
+        if answer.status:
+            return f"{where} answered {answer.say()}"
+        hint = ""
+        refused = isinstance(answer.failure, ConnectionRefusedError) and not self.accepted
+        if refused and self.peer.wire.port == self.PUBLISHED_PORT:
+            hint = (
+                f" ({self.PUBLISHED_PORT} is its port on the host;"
+                " inside its Docker network it is 80: check REGISTRY_URL)"
+            )
+        return f"{where}: {answer.say()}{hint}"
 
 
-def is_refused(answer: Answer) -> bool:
-    """Tell whether the token was refused: as documented 401; 403; and the deployed registry's 500."""
-    wording = re.search("failed: 401:|[Ii]nvalid registry token", answer.said)
-    return answer.status in (401, 403) or (answer.status >= 500 and wording is not None)
+# ---------------------------------------------------------------------------------- the service
 
 
-def health_metadata(body: bytes) -> dict[str, str]:
-    """Return `version` and `status` of a JSON health body as strings; the registry takes nothing else."""
-    health = parse_json(body)
-    if not isinstance(health, dict):
-        return {}
+class Service:
+    """The service beside the sidecar, as its probes show it.
+
+    Attributes: `problem`, what the last failed probe brought; `seen`, whether it has ever been
+    healthy; `told`, what it says of itself.
+    """
+
+    def __init__(self, settings: Settings, signals: Signals) -> None:
+        self.settings = settings
+        # Each probe has a connection of its own: a kept one would occupy a server with one worker,
+        # hold up its shutdown, and go on looking healthy when it takes no new ones.
+        self.peer = Peer(settings.endpoint, signals, keep=False)
+        self.problem = "no answer yet"
+        self.seen = False
+        self.told: dict[str, str] = {}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What belongs into the record."""
+        return self.told | dict(self.settings.service_metadata)
+
+    def probe(self) -> bool:
+        """Look once whether the service is healthy, within SERVICE_HEALTH_TIMEOUT."""
+        kind = self.settings.service_health_check
+        healthy = kind == "none" or (self.connects() if kind == "tcp" else self.answers())
+        self.seen = self.seen or healthy
+        return healthy
+
+    def answers(self) -> bool:
+        """Tell whether the health endpoint answers 2xx; note what it tells, if it is all there."""
+        timeout, path = self.settings.service_health_timeout, self.settings.service_health_endpoint
+        answer = self.peer.exchange("GET", path, {"Connection": "close"}, b"", timeout)
+        if not answer.ok or answer.late:
+            self.problem = answer.say()
+            return False
+        health = answer.json()
+        if isinstance(health, dict):
+            self.told = health_metadata(health)
+        return True
+
+    def connects(self) -> bool:
+        """Tell whether the service's port takes a TCP connection."""
+        timeout = self.settings.service_health_timeout
+        self.peer.wire.begin(timeout)
+        try:
+            self.peer.wire.open().close()
+        except Exception as error:
+            self.problem = say_failure(error, timeout)
+            return False
+        return True
+
+
+def health_metadata(health: Mapping[str, Any]) -> dict[str, str]:
+    """Return `version` and `status` as strings; the registry takes nothing else."""
     found = {key: health[key] for key in ("version", "status") if health.get(key) is not None}
     texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in found.items()}
-    # A lone surrogate is no text that the registry could store: it would refuse the record for ever.
-    return {key: text[:MAX_METADATA].encode("utf-8", "replace").decode() for key, text in texts.items()}
+    # A lone surrogate is no text that the registry could store: it would refuse it each time.
+    return {key: v[:MAX_METADATA].encode("utf-8", "replace").decode() for key, v in texts.items()}
 
 
-# ---------------------------------------------------------------------------- the agent
+# ----------------------------------------------------------------------------- the sign of life
+
+GRACE = 5.0  # seconds that a promise in the heartbeat file allows for a slow machine
+
+
+class SignOfLife:
+    """What stands in the heartbeat file, and until when: healthcheck.py judges it.
+
+    `shown` is the state with what its sentence needs, see healthcheck.write.
+    """
+
+    def __init__(self, path: str, clock: Callable[[], float]) -> None:
+        self.path, self.clock = path, clock
+        self.shown: tuple[str, float, float, int, str] = ("starting", 0.0, clock(), 0, "")
+        self.written: tuple[Any, ...] = ()
+        self.promised = -math.inf
+        self.fails = False  # whether the file could not be written
+
+    def show(
+        self, state: str, since: float, reason: str = "", attempt: int = 0, ready: float = 0.0
+    ) -> None:
+        """Set what the next write shows. `ready` is the moment until which the service is ready."""
+        self.shown = (state, ready, since, attempt, reason)
+
+    def promise(self, duration: float) -> None:
+        """Promise the next write within so many seconds and some grace; often it stands there."""
+        until = self.clock() + duration + GRACE
+        if until <= self.promised and self.shown == self.written:
+            return
+        try:
+            healthcheck.write(self.path, until, *self.shown)
+        except OSError as error:
+            if not self.fails:
+                path = say_value(self.path)
+                log.warning("HEARTBEAT_FILE=%s cannot be written: %s", path, say_plain(error))
+            self.fails = True
+        else:
+            self.promised, self.written = until, self.shown
+            self.fails = False
+
+
+# ----------------------------------------------------------------------------------- the record
+
+# Heartbeats between two looks at the list: with the 30 s that an expired name lingers there, a
+# loss shows within ten intervals.
+LOOK_EVERY = 9
+
+
+class Record:
+    """The service's record in the registry: how long it lives, and what keeps it alive and true.
+
+    Attributes: the `metadata` that the registry last took, when it last accepted a registration or
+    a heartbeat, the `outage` under way. Two intervals are one TTL.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        service: Service,
+        life: SignOfLife,
+        clock: Callable[[], float],
+        uniform: Uniform,
+    ) -> None:
+        self.registry, self.service, self.life, self.clock = registry, service, life, clock
+        self.settings = registry.settings
+        # A fleet started together neither beats together nor looks for its records together.
+        self.phase = clock() + uniform(0, self.settings.heartbeat_interval)
+        self.beats = int(uniform(0, LOOK_EVERY))
+        self.metadata: Mapping[str, str] | None = None
+        self.accepted_at = -math.inf
+        # Since when requests have failed in a row (monotonic seconds), and how many.
+        self.outage: tuple[float, int] | None = None
+
+    def due(self) -> float:
+        """Return the moment of the next heartbeat."""
+        return next_beat(self.phase, self.settings.heartbeat_interval, self.accepted_at)
+
+    def expiry(self) -> float:
+        """Return the moment until which the record lives."""
+        return self.accepted_at + 2 * self.settings.heartbeat_interval
+
+    def left(self) -> float:
+        """Return the seconds until then."""
+        return self.expiry() - self.clock()
+
+    def short_timeout(self) -> float:
+        """Return the deadline of one of several requests that have to fit into what is left."""
+        share = max(self.left() / 3, self.settings.pace * FIRST_WAIT)
+        return min(self.settings.registry_timeout, share)
+
+    def ask(self, request: Callable[[float], Reply], timeout: float) -> Reply:
+        """Send a registration or a heartbeat; note that it was accepted, if it was."""
+        self.life.promise(timeout)
+        now = self.clock()  # the TTL may have begun at any moment since
+        reply = request(timeout)
+        if reply.meaning == ACCEPTED:
+            self.accepted_at = now
+            if self.outage:
+                since, failures = self.outage
+                log.info("Registry is back after %.0f s (failures: %d)", now - since, failures)
+            self.outage = None
+            self.life.show("registered", now, ready=self.expiry())
+        return reply
+
+    def register(self, timeout: float) -> Reply:
+        """Send the whole record once."""
+        settings, metadata, first = self.settings, self.service.metadata, self.metadata is None
+        reply = self.ask(functools.partial(self.registry.register, metadata), timeout)
+        if reply.meaning == ACCEPTED:
+            self.metadata = metadata
+            words = (settings.service_name, settings.endpoint, say_plain(metadata))
+            log.info("Service registered successfully: %s at %s %s", *words)
+            if first:
+                interval = say_seconds(settings.heartbeat_interval)
+                log.info("Starting heartbeat loop: every %s", interval)
+        return reply
+
+    def renew(self) -> Reply:
+        """Register once, without leaving the heartbeats of a record that is fine."""
+        reply = self.register(self.short_timeout())
+        if reply.meaning != ACCEPTED:
+            log.warning("Registration failed: %s; heartbeats go on", reply.advice)
+        return reply
+
+    def refresh(self, attempt: int) -> Reply:
+        """Keep the record for another TTL, and true. `attempt` counts from 0 in each slot."""
+        if self.service.metadata != self.metadata:
+            log.info("Service has changed: %s", say_plain(self.service.metadata))
+            reply = self.renew()
+            if reply.meaning == ACCEPTED:
+                return reply
+        timeout = self.short_timeout() if attempt else self.settings.registry_timeout
+        reply = self.ask(self.registry.heartbeat, timeout)
+        if reply.meaning == ACCEPTED:
+            log.info("Heartbeat accepted")
+        elif reply.meaning == LOST:
+            self.log_loss(reply)
+        elif reply.meaning == REFUSED:
+            log.warning("Heartbeat refused: %s", reply.advice)
+            return self.renew()  # which reads the token again
+        return reply
+
+    def is_listed(self) -> bool:
+        """Look for the record now and then; tell whether it may be there.
+
+        A look that tells nothing changes nothing: one registration makes sure.
+        """
+        self.beats += 1
+        if self.beats % LOOK_EVERY:
+            return True
+        self.life.promise(self.settings.registry_timeout)
+        reply = self.registry.look(self.settings.registry_timeout)
+        if reply.meaning == LOST:
+            self.log_loss(reply)
+        elif reply.meaning == FAILED:
+            log.warning("%s; registering again", reply.advice)
+            self.renew()
+        return reply.meaning != LOST
+
+    def log_loss(self, reply: Reply) -> None:
+        lost = "Service not found (404): the registry has lost the record (%s); registering again"
+        log.warning(lost, reply.said)
+
+    def failed(self, what: str, reply: Reply, wait: float, ready: float = 0.0) -> None:
+        """Note and log a failed request; the next one follows after `wait` seconds."""
+        since, failures = self.outage or (self.clock(), 0)
+        self.outage = since, failures + 1
+        words = (what, failures + 1, reply.advice, wait)
+        log.warning("%s failed (attempt %d): %s; next in %.1f s", *words)
+        state = "failing" if reply.reached else "unreachable"
+        self.life.show(state, since, reply.said, failures + 1, ready)
+
+# ------------------------------------------------------------------------------------ the agent
+
+STOP_TIMEOUT = 1.5  # seconds for the last exchange; the whole stop has 3
 
 State = Callable[[], Any]  # blocks, and returns the state that follows
 
 
 class Agent:
-    """Keeps one service registered. Clock (monotonic seconds), sleep and randomness are passed in."""
+    """Keeps one service registered. Clock (monotonic seconds) and randomness are passed in."""
 
     def __init__(
         self,
         settings: Settings,
-        interrupt: Interrupt,
+        signals: Signals,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
         uniform: Uniform = random.uniform,
     ) -> None:
-        self.settings, self.interrupt = settings, interrupt
-        self.clock, self.sleep, self.uniform = clock, sleep, uniform
-        self.service = Peer(settings.endpoint, settings.service_health_timeout, interrupt)
-        verify = settings.registry_ca_file or True
-        self.registry = Peer(settings.registry_url, settings.registry_timeout, interrupt, verify)
-        self.token = settings.registry_token
-        self.interval = settings.heartbeat_interval
-        self.phase = clock() + uniform(0, self.interval)  # a fleet started together does not beat together
-        self.offset = int(uniform(0, CONFIRM_EVERY))  # nor does it look for its records together
-        self.pace = min(1.0, self.interval / 30)  # shortens the waits inside a short slot, so that a retry fits
-        self.was_healthy = False  # whether the service has ever been
-        self.problem = ""  # what the last failed probe brought
-        self.metadata = settings.service_metadata  # and what the last good probe told
-        self.record: dict[str, str] | None = None  # metadata of the last registration sent
-        self.accepted_at = -math.inf  # when the registry last took a registration or a heartbeat
-        self.beats = 0
-        self.failures = 0  # failed exchanges with the registry, in a row
-        self.failing_since = 0.0
-        self.said_at = -math.inf
-        self.file_fails = False
-        self.status = ("starting", "starting for {age}", clock())  # for the heartbeat file
-        self.promised_until, self.promised_status = -math.inf, self.status  # what stands in it
+        self.settings, self.signals, self.clock, self.uniform = settings, signals, clock, uniform
+        self.life = SignOfLife(settings.heartbeat_file, clock)
+        self.service = Service(settings, signals)
+        self.registry = Registry(settings, signals)
+        self.record = Record(self.registry, self.service, self.life, clock, uniform)
 
     def run(self) -> int:
         """Go from state to state until a signal comes; return the exit code."""
@@ -717,291 +1357,172 @@ class Agent:
         except Stop:
             return self.stop()
 
-    # -- the states
+    # The states
 
     def waiting(self) -> State:
-        """Wait until the service is healthy, or INITIAL_WAIT_TIMEOUT has passed: then register all the same."""
-        since, patience = self.clock(), self.settings.initial_wait_timeout
-        self.status = ("waiting", "waiting for the service for {age}", since)
+        """Wait until the service is healthy, or INITIAL_WAIT_TIMEOUT has passed."""
+        since, patience, said = self.clock(), self.settings.initial_wait_timeout, -math.inf
+        self.life.show("waiting", since, self.service.problem)
         while not self.probe():
-            self.status = ("waiting", f"waiting for the service for {{age}}: {self.problem}", since)
-            left = since + patience - self.clock()
-            if left <= 0:
-                log.warning("Service not healthy after %g s: %s; registering it all the same", patience, self.problem)
+            now, problem = self.clock(), self.service.problem
+            self.life.show("waiting", since, problem)
+            if now >= since + patience:
+                waited = f"Service not healthy after {say_seconds(patience)}: {problem}"
+                log.warning("%s; registering it all the same", waited)
                 return self.registering
-            self.log_now_and_then("Waiting for the service at %s: %s", self.settings.endpoint, self.problem)
-            self.pause(min(left, self.probe_wait()))
+            if now >= said + LOG_AGAIN:
+                log.warning("Waiting for the service at %s: %s", self.settings.endpoint, problem)
+                said = now
+            self.pause(min(since + patience - now, self.probe_wait()))
         log.info("Service is READY")
         return self.registering
 
     def registering(self) -> State:
-        """Repeat POST /register, with backoff, until a 2xx."""
-        self.status = ("registering", "registering for {age}", self.clock())
+        """Repeat the registration, with backoff, until the registry takes it."""
+        self.life.show("registering", self.clock())
         for attempt in itertools.count(1):
-            answer = self.register()
-            if answer.ok:
-                self.accepted()
-                name, endpoint = self.settings.service_name, self.settings.endpoint
-                log.info("Service registered successfully: %s at %s %s", name, endpoint, plain(self.record))
-                break
-            self.pause(self.failed("Registration", "registering", answer, backoff(attempt, self.uniform)))
-            if not self.was_healthy:
+            reply = self.record.register(self.settings.registry_timeout)
+            if reply.meaning == ACCEPTED:
+                return self.registered
+            wait = backoff(attempt, self.uniform) + reply.retry_after
+            self.record.failed("Registration", reply, wait)
+            self.pause(wait)
+            if not self.service.seen:
                 self.probe()  # it is registered all the same; but perhaps it is healthy by now
             elif not self.is_healthy():
-                return self.service_down
-        return self.registered
+                break
+        return self.service_down
 
     def registered(self) -> State:
-        """Send a heartbeat in every slot while the service is healthy, and repeat a failed one inside the slot."""
-        if not self.beats:
-            log.info("Starting heartbeat loop: every %g s", self.interval)
-        due, attempt = next_beat(self.phase, self.interval, self.clock()), 0
+        """Send a heartbeat in every slot; repeat a failed one inside the slot."""
+        due, attempt = self.record.due(), 0
         while True:
             self.pause(due - self.clock())
             if not self.is_healthy():
                 return self.service_down
-            if self.metadata != self.record:
-                log.info("Service has changed: %s", plain(self.metadata))
+            if self.record.left() <= 0:
+                # Heartbeats have failed for two intervals, or the process was frozen: the record
+                # may have expired, and a 200 proves nothing. A registration does both.
+                log.warning("No heartbeat accepted for two intervals; registering again")
                 return self.registering
-            if attempt and self.left() <= 0:
-                return self.registering  # by now the record may have expired: an upsert does both
-            timeout = self.settings.registry_timeout
-            if attempt:  # a retry takes a third of what is left, so that another one fits before the record expires
-                timeout = min(timeout, max(self.left() / 3, self.pace * FIRST_WAIT))
-            answer = self.ask("POST", "/heartbeat", {"service_name": self.settings.service_name}, timeout)
-            if is_lost(answer):
-                self.log_loss(answer.said)
+            reply = self.record.refresh(attempt)
+            if reply.meaning == LOST:
                 return self.registering
-            if is_refused(answer):
-                log.warning("Heartbeat refused: %s", self.explain(answer))
-                return self.registering  # which reads the token again
-            if answer.ok:
-                self.accepted()
-                self.beats += 1
-                log.info("Heartbeat accepted")
-                if (self.beats + self.offset) % CONFIRM_EVERY == 0 and not self.is_listed():
+            if reply.meaning == ACCEPTED:
+                if not self.record.is_listed():
                     return self.registering
-                due, attempt = next_beat(self.phase, self.interval, self.clock()), 0
+                due, attempt = self.record.due(), 0
             else:
                 attempt += 1
-                wait = min(self.pace * backoff(attempt, self.uniform), max(self.left(), 0.0))
-                due = self.clock() + self.failed("Heartbeat", "registered", answer, wait)
+                wait = self.settings.pace * backoff(attempt, self.uniform)
+                wait = wait_in_slot(wait, reply.retry_after, self.record.left())
+                self.record.failed("Heartbeat", reply, wait, ready=self.record.expiry())
+                due = self.clock() + wait
 
     def service_down(self) -> State:
-        """Send nothing, so that the registry's TTL takes the record away, until the service is healthy again."""
-        self.said_at = since = self.clock()
-        log.error("Service is DOWN: %s; no heartbeat until it is healthy again", self.problem)
+        """Send nothing, so that the record expires, until the service is healthy again."""
+        since = said = self.clock()
+        down = "Service is DOWN: %s; no heartbeat until it is healthy again"
+        log.error(down, self.service.problem)
         while True:
-            self.status = ("service_down", f"service down for {{age}}: {self.problem}", since)
+            self.life.show("down", since, self.service.problem)
             self.pause(self.probe_wait())
+            now = self.clock()
             if self.probe():
-                log.info("Service is READY again after %.0f s", self.clock() - since)
+                log.info("Service is READY again after %.0f s", now - since)
                 return self.registering
-            self.log_now_and_then("Service is DOWN for %.0f s: %s", self.clock() - since, self.problem)
+            if now >= said + LOG_AGAIN:
+                log.warning("Service is DOWN for %.0f s: %s", now - since, self.service.problem)
+                said = now
 
     def stop(self) -> int:
         """Try once, shortly, to deregister; the exit code is 0 whatever comes of it."""
-        self.interrupt.ignore_stop()
+        self.signals.ignore()
         log.info("Stopping")
-        self.status = ("stopping", "stopping for {age}", self.clock())
-        # Without a registration of its own there is nothing to take back: the record may be another replica's.
-        if self.settings.deregister_on_exit and self.record is not None:
-            answer = self.ask("DELETE", f"/deregister/{self.settings.service_name}", timeout=STOP_TIMEOUT)
-            if answer.ok:
+        self.life.show("stopping", self.clock())
+        # Where no registration was accepted, the record there is somebody else's.
+        if self.settings.deregister_on_exit and self.record.metadata is not None:
+            self.life.promise(STOP_TIMEOUT)
+            reply = self.registry.deregister(STOP_TIMEOUT)
+            if reply.meaning == ACCEPTED:
                 log.info("Service deregistered")
             else:
-                log.warning("Deregistration failed: %s; the record expires by itself", self.explain(answer))
+                failed = "Deregistration failed: %s; the record expires by itself"
+                log.warning(failed, reply.advice)
         return 0
 
-    # -- the service
+    # What the states do
 
     def probe(self) -> bool:
-        """Look once whether the service is healthy; note what it tells of itself, or what is wrong."""
-        if self.settings.service_health_check == "http":
-            self.promise(self.settings.service_health_timeout)
-            answer = self.service.exchange("GET", self.settings.service_health_endpoint)
-            healthy = answer.ok and not answer.late
-            if healthy:
-                self.metadata = health_metadata(answer.body) | self.settings.service_metadata
-            else:
-                self.problem = answer.said
-        else:
-            healthy = self.settings.service_health_check == "none" or self.connects()
-        self.was_healthy = self.was_healthy or healthy
-        return healthy
-
-    def connects(self) -> bool:
-        """Tell whether the service's port takes a TCP connection."""
-        address = (self.settings.service_host, self.settings.service_port)
-        timeout = self.settings.service_health_timeout
-        self.promise(timeout)
-        try:
-            self.interrupt.bounded(timeout, lambda: socket.create_connection(address, timeout).close())
-        except (Late, OSError) as error:
-            self.problem = reason(TimeoutError() if isinstance(error, Late) else error, timeout)
-            return False
-        return True
+        """Look once whether the service is healthy."""
+        self.life.promise(self.settings.service_health_timeout)
+        return self.service.probe()
 
     def is_healthy(self) -> bool:
-        """Probe until the service is healthy, or SERVICE_HEALTH_RETRIES probes in a row have failed."""
+        """Probe until it is healthy, or SERVICE_HEALTH_RETRIES probes in a row have failed."""
         retries = self.settings.service_health_retries
         for attempt in range(1, retries + 1):
             if self.probe():
                 return True
-            log.warning("Health probe %d of %d failed: %s", attempt, retries, self.problem)
+            words = (attempt, retries, self.service.problem)
+            log.warning("Health probe %d of %d failed: %s", *words)
             if attempt < retries:
-                self.pause(self.pace * self.uniform(1.0, 2.0))
+                self.pause(self.settings.pace * self.uniform(1.0, 2.0))
         return False
 
     def probe_wait(self) -> float:
         """Return the seconds until the next probe of a service that is not healthy."""
-        return min(self.uniform(1.0, 2.0), self.interval)
+        return min(self.uniform(1.0, 2.0), self.settings.heartbeat_interval)
 
-    # -- the registry
+    def pause(self, duration: float) -> None:
+        """Sleep; try again to write a heartbeat file that cannot be written. Raises Stop."""
+        end = self.clock() + max(duration, 0.0)
+        exchanges = self.settings.service_health_timeout + self.settings.registry_timeout
+        while True:
+            left = max(end - self.clock(), 0.0)
+            self.life.promise(left + exchanges)
+            if not self.life.fails or left <= GRACE / 2:
+                return self.signals.pause(left)
+            self.signals.pause(GRACE / 2)
 
-    def left(self) -> float:
-        """Return the seconds until the record expires: two intervals are one TTL."""
-        return self.accepted_at + 2 * self.interval - self.clock()
 
-    def ask(self, method: str, path: str, payload: object = None, timeout: float = 0) -> Answer:
-        """Exchange one request with the registry; it alone gets the token. Timeout 0 means REGISTRY_TIMEOUT."""
-        timeout = timeout or self.settings.registry_timeout
-        self.promise(timeout)
-        return self.registry.exchange(method, path, payload, self.token, timeout)
+# ----------------------------------------------------------------------------------------- main
 
-    def register(self) -> Answer:
-        """Send the whole record once, with the token that is in the token file by now."""
-        settings = self.settings
-        if settings.registry_token_file:
-            try:
-                self.token = read_token(settings.registry_token_file)
-                keep_secret(self.token)
-            except (OSError, ValueError) as error:
-                log.warning("REGISTRY_TOKEN_FILE cannot be read, the token stays as it was: %s", plain(error))
-        self.record = self.metadata
-        record = {
-            "service_name": settings.service_name,
-            "endpoint": settings.endpoint,
-            "health_endpoint": settings.service_health_endpoint,
-            "metadata": self.record,
-        }
-        return self.ask("POST", "/register", record)
 
-    def is_listed(self) -> bool:
-        """Look for the record: while the registry's store is down, a heartbeat's 200 proves nothing.
-
-        By GET /services and never by GET /services/{name}, whose errors cut the registry off (REGISTRY.md).
-        """
-        answer = self.ask("GET", "/services")
-        names = parse_json(answer.body) if answer.ok else None
-        if not isinstance(names, list):
-            log.warning("GET /services does not tell whether the record is there: %s; registering again", answer.said)
-        elif self.settings.service_name not in names:
-            self.log_loss("heartbeats are accepted, but GET /services does not list it")
-        else:
-            return True
-        return False
-
-    def accepted(self) -> None:
-        """Note that the registry took a registration or a heartbeat, and with it the end of an outage."""
-        now = self.accepted_at = self.clock()
-        if self.failures:
-            log.info("Registry is back after %.0f s (failures: %d)", now - self.failing_since, self.failures)
-        self.failures = 0
-        self.status = ("registered", "registered, last heartbeat {age} ago", now)
-
-    def failed(self, what: str, state: str, answer: Answer, wait: float) -> float:
-        """Note and log a failed exchange; return the seconds to wait, more where the registry asks for more."""
-        if not self.failures:
-            self.failing_since = self.clock()
-        self.failures += 1
-        wait += answer.retry_after
-        log.warning("%s failed (attempt %d): %s; next in %.1f s", what, self.failures, self.explain(answer), wait)
-        fault = f"registry {'failing' if answer.status else 'unreachable'} for {{age}} (attempt {self.failures})"
-        self.status = (state, f"{fault}: {answer.said}", self.failing_since)
-        return wait
-
-    def log_loss(self, how: str) -> None:
-        log.warning("Service not found (404): the registry has lost the record (%s); registering again", how)
-
-    def explain(self, answer: Answer) -> str:
-        """Say what went wrong and, where that is known, which variable to set."""
-        where = f"registry at {show_value(self.settings.registry_url)}"
-        if is_refused(answer):
-            name = self.settings.registry_token_name
-            variables = name if self.token else f"{name} or REGISTRY_TOKEN_FILE"
-            return f"{where} refuses the token ({answer.said}): set {variables} to the registry's token"
-        if 300 <= answer.status < 400:
-            return f"{where} answered {answer.said}: set REGISTRY_URL to where the registry is"
-        if answer.status:
-            return f"{where} answered {answer.said}"
-        published = self.accepted_at == -math.inf and urlsplit(self.settings.registry_url).port == 8888
-        hint = " (8888 is its port on the host; inside its Docker network it is 80: check REGISTRY_URL)"
-        return f"{where}: {answer.said}" + (hint if published else "")
-
-    # -- waiting, and the sign of life
-
-    def pause(self, seconds: float) -> None:
-        """Sleep. Raises Stop at a signal."""
-        seconds = max(seconds, 0.0)
-        self.promise(seconds + self.settings.service_health_timeout + self.settings.registry_timeout)
-        self.interrupt.bounded(0, lambda: self.sleep(seconds))
-
-    def promise(self, seconds: float) -> None:
-        """Promise in the heartbeat file the next write within `seconds` and some grace; often it stands there."""
-        settings, until = self.settings, self.clock() + seconds + GRACE
-        ready_until = self.accepted_at + 2 * self.interval
-        if until <= self.promised_until and self.status == self.promised_status:
-            return
-        self.promised_until, self.promised_status = until, self.status
-        state, sentence, since = self.status
+def fill_standard_files() -> None:
+    """Open what is closed of stdin, stdout and stderr, or a socket would get the log's number."""
+    for number in range(3):
         try:
-            healthcheck.write(settings.heartbeat_file, until, ready_until, since, state, sentence)
-            self.file_fails = False
-        except OSError as error:
-            if not self.file_fails:
-                path = show_value(settings.heartbeat_file)
-                log.warning("HEARTBEAT_FILE=%s cannot be written: %s", path, plain(error))
-            self.file_fails = True
-
-    def log_now_and_then(self, message: str, *words: object) -> None:
-        """Log about a lasting fault, at most once in LOG_AGAIN seconds."""
-        if self.clock() - self.said_at >= LOG_AGAIN:
-            self.said_at = self.clock()
-            log.warning(message, *words)
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def main() -> int:
-    """Read the settings and run the agent. Returns the exit code: 0 stopped, 1 a bug, 2 bad settings."""
-    interrupt = Interrupt()
-    interrupt.install()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    """Run the agent. Returns the exit code: 0 stopped, 1 a bug, 2 bad settings."""
+    fill_standard_files()
+    signals = Signals()
+    signals.install()
     set_up_log("INFO", os.environ.get("LOG_FORMAT", "").strip().lower() == "json")
     try:
         settings = read_settings(os.environ)
     except SettingsError as error:
         for problem in error.args:
-            log.error("Bad setting: %s", problem)
+            log.error("Bad setting: %s", say_problem(*problem))
         return 2
     set_up_log(settings.log_level, settings.log_format == "json")
-    for secret in filter(None, (settings.registry_token, *url_secrets(settings.registry_url))):
+    tokens = (getattr(settings, name.lower()) for name in TOKEN_VARIABLES)
+    for secret in filter(None, (*tokens, *url_secrets(settings.registry_url))):
         keep_secret(secret)
-    tame_libraries()
-    log.info("Registry sidecar starts: %s", settings.describe())
+    log.info("Registry sidecar starts: %s", say_settings(settings))
     for line in doubts(settings):
         log.warning("%s", line)
     try:
-        return Agent(settings, interrupt).run()
+        return Agent(settings, signals).run()
     except Exception:
         log.exception("A bug in the sidecar; exit 1, so that the restart policy brings it back")
         return 1
 
 
 if __name__ == "__main__":
-    exit_code = main()
-    try:
-        sys.stdout.flush()
-    except OSError:  # nobody reads the log any more; Python would try again, and make the exit code 120
-        sys.stdout = None
-    raise SystemExit(exit_code)
+    raise SystemExit(main())

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """The sidecar's own health: one line in a file, written by the agent and judged by Docker.
 
-The line holds five fields, separated by single spaces; times are `time.monotonic()` seconds,
+The line holds six fields, separated by single spaces; times are `time.monotonic()` seconds,
 which every process of a machine shares:
 
-    <promise> <ready until> <since> <state> <sentence>
+    <promise> <state> <ready until> <since> <attempt> <reason>
 
 `promise` is the moment by which the agent will have written the next line. A living loop keeps
-it, whatever the registry and the service do; a dead, stuck or stopped one does not. `{age}` in
-the sentence stands for the seconds gone by since `since`.
+it, whatever the registry and the service do; a dead, stuck or stopped one does not. SENTENCES
+says what each state shows.
 
 As a script: prints the sentence; exit 0 while the promise holds, else 1. With `--ready`: exit 0
 only while the service is registered and its last heartbeat was accepted within two intervals.
@@ -22,14 +22,34 @@ DEFAULT_PATH = "/tmp/heartbeat"  # a tmpfs in the container
 LONGEST_LINE = 4096  # bytes; the agent writes far fewer
 FARTHEST_PROMISE = 3 * 86400.0  # seconds; beyond it the line is of another boot or damaged
 
+SENTENCES = {
+    "starting": "starting for {age}",
+    "waiting": "waiting for the service for {age}: {reason}",
+    "registering": "registering for {age}",
+    "registered": "registered, last heartbeat {age} ago",
+    "unreachable": "registry unreachable for {age} (attempt {attempt}): {reason}",
+    "failing": "registry failing for {age} (attempt {attempt}): {reason}",
+    "down": "service down for {age}: {reason}",
+    "stopping": "stopping for {age}",
+}
 
-def write(path: str, promise: float, ready_until: float, since: float, state: str, sentence: str) -> None:
+
+def write(
+    path: str,
+    promise: float,
+    state: str,
+    ready_until: float,
+    since: float,
+    attempt: int = 0,
+    reason: str = "",
+) -> None:
     """Replace the heartbeat file in one step, so that no reader ever sees half a line.
 
-    Args: `promise`, `ready_until`, `since` in seconds of the monotonic clock; `state` one word.
-    Raises OSError where the file cannot be written.
+    Args: `promise`, `ready_until`, `since` in seconds of the monotonic clock; `state`, a key of
+    SENTENCES; `attempt` and `reason`, where its sentence has them. Raises OSError where the file
+    cannot be written.
     """
-    line = f"{promise:.3f} {ready_until:.3f} {since:.3f} {state} {sentence}\n"
+    line = f"{promise:.3f} {state} {ready_until:.3f} {since:.3f} {attempt} {reason}\n"
     draft = path + ".new"
     file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
@@ -54,20 +74,21 @@ def judge(line: bytes, now: float, ready: bool = False) -> tuple[bool, str]:
     Returns whether all is well (with `ready`: whether the service is registered, too) and one
     printable line. Any bytes are taken; what is not a line of `write` is not healthy.
     """
-    fields = line.decode("utf-8", "replace").rstrip("\n").split(" ", 4)
+    fields = line.decode("utf-8", "replace").rstrip("\n").split(" ", 5)
     try:
-        promise, ready_until, since = (float(field) for field in fields[:3])
-        state, sentence = fields[3:]
-    except ValueError:
+        promise, ready_until, since = (float(fields[number]) for number in (0, 2, 3))
+        state, attempt, reason = fields[1], int(fields[4]), fields[5]
+        sentence = SENTENCES[state]
+    except (ValueError, IndexError, KeyError):
         return False, "unhealthy: the heartbeat file is damaged"
     if not promise - now < FARTHEST_PROMISE:  # so written, NaN is caught as well
         return False, "unhealthy: the heartbeat file is damaged or of another boot"
     age = f"{now - since:.0f} s" if abs(now - since) < FARTHEST_PROMISE * 1000 else "a long time"
-    sentence = sentence.replace("{age}", age, 1)
+    sentence = sentence.format(age=age, attempt=attempt, reason=reason)
     sentence = "".join(char if char.isprintable() else "?" for char in sentence)
     if now > promise:
         return False, f"unhealthy: the agent is {now - promise:.0f} s late; it said: {sentence}"
-    if ready and not (state == "registered" and now <= ready_until):
+    if ready and not now <= ready_until:
         return False, f"not ready: {sentence}"
     return True, sentence
 

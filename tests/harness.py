@@ -67,13 +67,14 @@ class Sidecar:
         self.times: list[float] = []  # monotonic, one for each line
         self.python = [sys.executable, "-I"]
         self.script = [str(AGENT)]  # and its arguments
+        self.stdout = subprocess.PIPE  # or a descriptor; then nobody reads it
 
     def start(self) -> Self:
         self.process = subprocess.Popen(
             [*self.python, *self.script],
             env=environment(self.settings),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=self.stdout,
             stderr=subprocess.STDOUT,
             text=True,
             errors="surrogateescape",
@@ -84,8 +85,7 @@ class Sidecar:
         return self
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             self.heard(line.rstrip("\n"))
 
     def heard(self, line: str) -> None:
@@ -112,8 +112,8 @@ class Sidecar:
                 self.process.kill()
                 self.process.wait()
         self.reader.join(5)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         self.directory.cleanup()
 
     @property

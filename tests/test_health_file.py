@@ -22,12 +22,17 @@ import healthcheck
 
 DAMAGED = "unhealthy: the heartbeat file is damaged"
 OTHER_BOOT = f"{DAMAGED} or of another boot"
+DOWN = "it said: service down for 0 s: words"
 NOW = 1000.0  # seconds of the monotonic clock
 DAY = 86400.0
 
 any_text = st.text(st.characters(exclude_categories=[]), max_size=300)
 numbers = st.floats().map(str) | st.floats(-1e9, 1e9).map("{:.3f}".format)
-almost_lines = st.lists(numbers | any_text, max_size=6).map(lambda fields: " ".join(fields).encode("utf-8", "replace"))
+states = st.sampled_from(sorted(healthcheck.SENTENCES))
+fields = st.tuples(numbers, states, numbers, numbers, st.integers().map(str), any_text)
+almost_lines = (fields | st.lists(numbers | states | any_text, max_size=7)).map(
+    lambda fields: " ".join(fields).encode("utf-8", "replace")
+)
 same_files = how(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -61,37 +66,39 @@ def run_script(path: Path, *arguments: str) -> tuple[int, str]:
 
 
 @same_files
-@given(st.integers(0, 86400), st.integers(0, 10**6), any_text)
-@example(0, 12, "registered, last heartbeat {age} ago")
-@example(0, 0, "{age} {age}")
-def test_what_is_written_is_shown_on_one_line(path: Path, left: int, age: int, sentence: str) -> None:
-    healthcheck.write(str(path), NOW + left, NOW, NOW - age, "registered", sentence)
+@given(states, st.integers(0, 86400), st.integers(0, 10**6), any_text)
+@example("unreachable", 0, 12, "{age} {reason} {0} {")
+def test_what_is_written_is_shown_on_one_line(
+    path: Path, state: str, left: int, age: int, reason: str
+) -> None:
+    healthcheck.write(str(path), NOW + left, state, NOW, NOW - age, 7, reason)
     well, shown = healthcheck.judge(healthcheck.read(str(path)), NOW)
-    told = sentence.rstrip("\n").replace("{age}", f"{age} s", 1)
     assert well
-    assert shown == "".join(char if char.isprintable() else "?" for char in told)
+    assert f" {age} s" in shown
+    if "{reason}" in healthcheck.SENTENCES[state]:
+        told = reason.rstrip("\n")
+        assert shown.endswith(": " + "".join(c if c.isprintable() else "?" for c in told))
     assert [entry.name for entry in path.parent.iterdir()] == ["heartbeat"]  # the draft is gone
 
 
 def test_the_script_judges_what_the_module_wrote(path: Path) -> None:
     now = time.monotonic()
-    healthcheck.write(str(path), now + 600, now + 600, now, "registered", "größer als {age}")
+    healthcheck.write(str(path), now + 600, "failing", now + 600, now, 2, "größer")
     code, line = run_script(path, "--ready")
     assert code == 0
-    assert line.startswith("größer als ")
-    assert line.endswith(" s\n")
+    assert re.fullmatch(r"registry failing for \d+ s \(attempt 2\): größer\n", line), line
 
 
 def test_a_file_that_cannot_be_written_is_told_and_the_old_one_stays(path: Path) -> None:
-    healthcheck.write(str(path), NOW, NOW, NOW, "registered", "old")
+    healthcheck.write(str(path), NOW, "down", NOW, NOW, 0, "old")
     path.with_name("heartbeat.new").mkdir()
     with pytest.raises(OSError, match="directory"):
-        healthcheck.write(str(path), NOW, NOW, NOW, "registered", "new")
-    assert healthcheck.read(str(path)).endswith(b" registered old\n")
+        healthcheck.write(str(path), NOW, "down", NOW, NOW, 0, "new")
+    assert healthcheck.read(str(path)).endswith(b" 0 old\n")
 
 
 def test_the_agents_longest_promise_is_believed() -> None:
-    longest = 2 * agent.LONGEST_DURATION + agent.GRACE  # an interval, and half of one for each deadline
+    longest = 2 * agent.LONGEST + agent.GRACE  # an interval, and half of one for each deadline
     assert longest < healthcheck.FARTHEST_PROMISE
 
 
@@ -105,23 +112,26 @@ def test_the_agents_longest_promise_is_believed() -> None:
         ("registered", 0, 0, True, True),  # to the very moment
         ("registered", 5, -1, True, False),
         ("registered", -1, 5, False, False),
-        ("registering", 5, 5, True, False),
-        ("service_down", 5, 5, True, False),
+        ("failing", 5, 5, True, True),  # the record lives
+        ("failing", 5, -1, True, False),
+        ("registering", 5, "0", True, False),
+        ("down", 5, "0", True, False),
         ("waiting", 5, "-inf", True, False),
         ("registered", 5, "nan", True, False),
         ("registered", 5, "inf", True, True),
         ("stopping", -1, -1, False, False),
     ],
 )
-def test_healthy_while_the_promise_holds_and_ready_while_registered(
+def test_healthy_while_the_promise_holds_and_ready_while_the_record_lives(
     state: str, promise: float, ready_until: float | str, well: bool, ready: bool
 ) -> None:
     until = ready_until if isinstance(ready_until, str) else NOW + ready_until
-    line = f"{NOW + promise} {until} {NOW} {state} words\n".encode()
+    line = f"{NOW + promise} {state} {until} {NOW} 2 words\n".encode()
+    sentence = healthcheck.SENTENCES[state].format(age="0 s", attempt=2, reason="words")
     prefix = "" if well else "unhealthy: the agent is 1 s late; it said: "
-    assert healthcheck.judge(line, NOW) == (well, f"{prefix}words")
+    assert healthcheck.judge(line, NOW) == (well, prefix + sentence)
     prefix = "not ready: " if well and not ready else prefix
-    assert healthcheck.judge(line, NOW, ready=True) == (ready, f"{prefix}words")
+    assert healthcheck.judge(line, NOW, ready=True) == (ready, prefix + sentence)
 
 
 @pytest.mark.parametrize(
@@ -129,17 +139,19 @@ def test_healthy_while_the_promise_holds_and_ready_while_registered(
     [
         (b"", DAMAGED),
         (b"\n", DAMAGED),
-        (b"1001 1001 1000 registered", DAMAGED),  # no sentence: half a line
-        (b"1001 1001 1000", DAMAGED),
-        (b"1001 1001 soon registered words", DAMAGED),
-        (b"1001  1001 1000 registered words", DAMAGED),
+        (b"1001 registered 1001 1000 0", DAMAGED),  # no reason, not even an empty one: half a line
+        (b"1001 registered 1001", DAMAGED),
+        (b"1001 registered 1001 soon 0 words", DAMAGED),
+        (b"1001 registered 1001 1000 once words", DAMAGED),
+        (b"1001 resting 1001 1000 0 words", DAMAGED),
+        (b"1001  registered 1001 1000 0 words", DAMAGED),
         (b"\xff\xfe\x00", DAMAGED),
-        (b"nan 1001 1000 registered words", OTHER_BOOT),
-        (b"inf 1001 1000 registered words", OTHER_BOOT),
-        (b"1e308 1001 1000 registered words", OTHER_BOOT),
-        (b"%.0f 0 0 registered words" % (NOW + 4 * DAY), OTHER_BOOT),
-        (b"-inf 1001 1000 registered words", "unhealthy: the agent is inf s late; it said: words"),
-        (b"0 1001 1000 registered words", "unhealthy: the agent is 1000 s late; it said: words"),
+        (b"nan registered 1001 1000 0 ", OTHER_BOOT),
+        (b"inf registered 1001 1000 0 ", OTHER_BOOT),
+        (b"1e308 registered 1001 1000 0 ", OTHER_BOOT),
+        (b"%.0f registered 0 0 0 " % (NOW + 4 * DAY), OTHER_BOOT),
+        (b"-inf down 1001 1000 0 words", f"unhealthy: the agent is inf s late; {DOWN}"),
+        (b"0 down 1001 1000 0 words", f"unhealthy: the agent is 1000 s late; {DOWN}"),
     ],
 )
 def test_lines_that_are_not_healthy(line: bytes, shown: str) -> None:
@@ -151,7 +163,9 @@ def test_lines_that_are_not_healthy(line: bytes, shown: str) -> None:
     [("1000", "0 s"), ("988.4", "12 s"), ("nan", "a long time"), ("-inf", "a long time"), ("1e300", "a long time")],
 )
 def test_the_age_in_the_sentence(since: str, shown: str) -> None:
-    assert healthcheck.judge(f"1001 0 {since} waiting for {{age}}\n".encode(), NOW) == (True, f"for {shown}")
+    line = f"1001 unreachable 0 {since} 9 connection refused\n".encode()
+    said = f"registry unreachable for {shown} (attempt 9): connection refused"
+    assert healthcheck.judge(line, NOW) == (True, said)
 
 
 # ---- anything in its place
@@ -160,7 +174,7 @@ def test_the_age_in_the_sentence(since: str, shown: str) -> None:
 @same_files
 @given(st.binary() | almost_lines, st.booleans())
 @example(b"9" * 5000, False)
-@example("٣ ٣ ٣ registered \u2028".encode(), True)
+@example("٣ registered ٣ ٣ ٣ \u2028".encode(), True)
 def test_any_bytes_give_0_or_1_and_one_printable_line(
     path: Path, capfd: pytest.CaptureFixture[str], content: bytes, ready: bool
 ) -> None:
@@ -190,7 +204,7 @@ def test_a_file_without_permission(path: Path, capfd: pytest.CaptureFixture[str]
 
 def write(promise: float) -> Callable[[Path], None]:
     """Return what writes a sound line whose promise ends so many seconds from now."""
-    return lambda path: healthcheck.write(str(path), time.monotonic() + promise, 0, 0, "registered", "words")
+    return lambda path: healthcheck.write(str(path), time.monotonic() + promise, "starting", 0, 0)
 
 
 def hole_of_a_gigabyte(path: Path) -> None:
@@ -209,7 +223,7 @@ def hole_of_a_gigabyte(path: Path) -> None:
         (hole_of_a_gigabyte, "the heartbeat file is damaged"),
         (lambda path: path.write_bytes(b"\xff\n\x00 \x1b[2J \n"), "the heartbeat file is damaged"),
         (write(4 * DAY), "the heartbeat file is damaged or of another boot"),
-        (write(-60), r"the agent is \d+ s late; it said: words"),
+        (write(-60), r"the agent is \d+ s late; it said: starting for \d+ s"),
     ],
     ids=["missing", "directory", "loop", "pipe", "empty", "huge", "garbage", "another boot", "late"],
 )
@@ -226,12 +240,13 @@ def test_the_script_finds_something_else_in_place_of_the_file(
 def test_an_empty_heartbeat_file_variable_means_the_default(
     path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
+    settings = agent.read_settings({"SERVICE_NAME": "abc", "SERVICE_HOST": "h", "HEARTBEAT_FILE": value})
+    assert settings.heartbeat_file == healthcheck.DEFAULT_PATH
     monkeypatch.setattr(healthcheck, "DEFAULT_PATH", str(path))
     monkeypatch.setenv("HEARTBEAT_FILE", value)
-    settings = agent.read_settings({"SERVICE_NAME": "abc", "SERVICE_HOST": "h", "HEARTBEAT_FILE": value})
-    write(60)(Path(settings.heartbeat_file))
-    assert path.exists()
-    assert check(capfd) == (0, "words")
+    write(60)(path)
+    code, line = check(capfd)
+    assert (code, line[:13]) == (0, "starting for ")
 
 
 # ---- what it costs

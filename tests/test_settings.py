@@ -60,7 +60,7 @@ def problems_of(**variables: str) -> tuple[str, ...]:
     try:
         read(**variables)
     except SettingsError as error:
-        return error.args
+        return tuple(agent.say_problem(*problem) for problem in error.args)
     return ()
 
 
@@ -78,12 +78,12 @@ class Bad(NamedTuple):
 
 NAME_FIX = "set it to the name to register"
 HOST_FIX = "set it to the service's host name or address alone"
-PORT_FIX = "a whole number from 1 to 65535, such as 8080"
+PORT_FIX = "set it to a whole number from 1 to 65535"
 PATH_FIX = "set it to a path, such as /health"
 PAIRS_FIX = "set it to k=v,k=v with each key once"
 URL_FIX = "set it to http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
 TOKEN_FIX = "printable ASCII without blanks"
-CA_FIX = "a readable file of CA certificates in PEM form"
+CA_FIX = "a readable file of CA certificates"
 
 BAD = [
     Bad("SERVICE_NAME", "", NAME_FIX),
@@ -120,10 +120,10 @@ BAD = [
     Bad("SERVICE_HEALTH_ENDPOINT", "/health check", PATH_FIX, "'/health check'"),
     Bad("SERVICE_HEALTH_ENDPOINT", "/health#top", PATH_FIX),
     Bad("SERVICE_HEALTH_ENDPOINT", "http://osint/health", PATH_FIX),
-    Bad("SERVICE_HEALTH_TIMEOUT", "0", "seconds from 0.01 to 86400, such as 5"),
-    Bad("SERVICE_HEALTH_TIMEOUT", "5s", "seconds from 0.01 to 86400, such as 5"),
-    Bad("SERVICE_HEALTH_RETRIES", "0", "a whole number from 1 to 100, such as 3"),
-    Bad("SERVICE_HEALTH_RETRIES", "101", "a whole number from 1 to 100, such as 3"),
+    Bad("SERVICE_HEALTH_TIMEOUT", "0", "set it to seconds from 0.01 to 86400"),
+    Bad("SERVICE_HEALTH_TIMEOUT", "5s", "set it to seconds from 0.01 to 86400"),
+    Bad("SERVICE_HEALTH_RETRIES", "0", "set it to a whole number from 1 to 100"),
+    Bad("SERVICE_HEALTH_RETRIES", "101", "set it to a whole number from 1 to 100"),
     Bad("SERVICE_METADATA", "team", PAIRS_FIX),
     Bad("SERVICE_METADATA", "=blue", PAIRS_FIX),
     Bad("SERVICE_METADATA", "a=1,b", PAIRS_FIX),
@@ -149,7 +149,7 @@ BAD = [
     Bad("REGISTRY_URL", "http://lb/?token=s3cret", URL_FIX, "http://lb/?***"),
     Bad("REGISTRY_URL", "http://ann:s3cret@lb:0", URL_FIX, "http://***@lb:0"),
     Bad("REGISTRY_URL", "ann:s3cret@lb", URL_FIX, "***@lb"),
-    Bad("REGISTRY_TIMEOUT", "-1", "seconds from 0.01 to 86400, such as 10"),
+    Bad("REGISTRY_TIMEOUT", "-1", "set it to seconds from 0.01 to 86400"),
     Bad("REGISTRY_TOKEN", "s3cret token", TOKEN_FIX, "***"),
     Bad("REGISTRY_TOKEN", "s3crét", TOKEN_FIX, "***"),
     Bad("VERTICE_REGISTRY_TOKEN", "s3cret\ntoken", TOKEN_FIX, "***"),
@@ -159,16 +159,16 @@ BAD = [
     Bad("REGISTRY_TOKEN_FILE", os.devnull, "a readable file that holds the token .*must hold one token"),
     Bad("REGISTRY_CA_FILE", "/nowhere/ca.pem", f"{CA_FIX} .*No such file"),
     Bad("REGISTRY_CA_FILE", os.devnull, CA_FIX),
-    Bad("HEARTBEAT_INTERVAL", "0", "seconds from 0.01 to 86400, such as 30"),
+    Bad("HEARTBEAT_INTERVAL", "0", "set it to seconds from 0.01 to 86400"),
     Bad("HEARTBEAT_INTERVAL", "-30", "seconds from 0.01"),
     Bad("HEARTBEAT_INTERVAL", "nan", "seconds from 0.01"),
     Bad("HEARTBEAT_INTERVAL", "inf", "seconds from 0.01"),
     Bad("HEARTBEAT_INTERVAL", "1e1", "seconds from 0.01"),
     Bad("HEARTBEAT_INTERVAL", "86401", "seconds from 0.01"),
     Bad("HEARTBEAT_INTERVAL", "half a minute", "seconds from 0.01", "'half a minute'"),
-    Bad("INITIAL_WAIT_TIMEOUT", "-0.1", "seconds from 0 to 86400, such as 60"),
-    Bad("INITIAL_WAIT_TIMEOUT", "forever", "seconds from 0 to 86400, such as 60"),
-    Bad("DEREGISTER_ON_EXIT", "maybe", "set it to one of true, false, yes, no, on, off, 1, 0"),
+    Bad("INITIAL_WAIT_TIMEOUT", "-0.1", "set it to seconds from 0 to 86400"),
+    Bad("INITIAL_WAIT_TIMEOUT", "forever", "set it to seconds from 0 to 86400"),
+    Bad("DEREGISTER_ON_EXIT", "maybe", "set it to one of true, yes, on, 1, false, no, off, 0"),
     Bad("LOG_LEVEL", "LOUD", "set it to one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
     Bad("LOG_FORMAT", "xml", "set it to one of text, json"),
 ]
@@ -322,7 +322,7 @@ def test_an_empty_setting_is_an_unset_one(name: str) -> None:
 
 
 def test_every_setting_is_in_the_tables() -> None:
-    fields = {name.upper() for name in Settings._fields} - {"REGISTRY_TOKEN_NAME"}
+    fields = {name.upper() for name in Settings._fields} - set(ALIASES)
     assert fields == {*NEEDED, *DEFAULTS} == {*GOOD, "REGISTRY_TOKEN_FILE", "REGISTRY_CA_FILE"}
 
 
@@ -333,8 +333,11 @@ def test_the_start_line_shows_every_default() -> None:
         line = sidecar.wait_for("Registry sidecar starts")
         assert sidecar.stop()[0] == 0
     for name in unset:
-        shown = {"": "''", "true": "True"}.get(DEFAULTS[name], DEFAULTS[name])
-        assert re.search(rf" {name}={re.escape('{}' if name == 'SERVICE_METADATA' else shown)}(\.0)?( |$)", line), name
+        shown = {"true": "True"}.get(DEFAULTS[name], DEFAULTS[name])
+        if name == "SERVICE_METADATA":
+            shown = "{}"
+        shows = re.search(rf" {name}={re.escape(shown)}(\.0)?( |$)", line) if shown else name not in line
+        assert shows, name
 
 
 def test_every_setting_reaches_the_start_line_and_the_record(tmp_path: Path) -> None:
@@ -453,7 +456,7 @@ def test_token_variables_take_precedence_in_their_order(
 ) -> None:
     (tmp_path / "token").write_text(" f\n")
     settings = read(**{key: value.replace("FILE", str(tmp_path / "token")) for key, value in variables.items()})
-    assert (settings.registry_token, settings.registry_token_name) == (token, name)
+    assert (settings.token(), settings.token_name) == (token, name)
 
 
 # ---- doubtful settings
@@ -509,7 +512,7 @@ def settle(variables: Mapping[str, str]) -> Settings | None:
     try:
         settings = read_settings(variables)
     except SettingsError as error:
-        problems = error.args
+        problems = tuple(agent.say_problem(*problem) for problem in error.args)
     assert settings or problems
     for problem in problems:
         assert problem.isprintable()
@@ -532,7 +535,8 @@ def test_any_environment_gives_settings_or_problems_a_line_each(variables: dict[
 def test_any_value_is_refused_or_works(name: str, value: str) -> None:
     settings = settle(NEEDED | {name: value})
     if settings:
-        assert settings.describe().isprintable()
+        assert agent.say_settings(settings).isprintable()
         assert all(line.isprintable() for line in doubts(settings))
         for url in (settings.registry_url + "/register", settings.endpoint + settings.service_health_endpoint):
-            agent.prepare("POST", url, b"{}", settings.registry_token)  # requests takes them
+            headers = (("X-Registry-Token", settings.token()),)
+            agent.prepare("POST", url, headers, b"{}")  # requests takes them

@@ -19,6 +19,7 @@ import pytest
 from harness import AGENT, FOREVER, NAME, ROOT, Sidecar, environment, wait_until
 from peers.registry import Registry
 from peers.service import ToyService
+from stage import Stage
 
 PROMISE = 3.0  # seconds
 
@@ -58,12 +59,15 @@ def test_while_backing_off(service: ToyService) -> None:
     with Sidecar(Registry(), service) as sidecar:
         sidecar.wait_for("Registration failed .attempt 3")
         assert_stops(sidecar)
-        assert sidecar.count("Deregistration failed.*connection refused")
+        assert not sidecar.count("deregister|Deregistration")  # nothing was ever accepted
 
 
 def test_while_backing_off_from_a_registry_that_is_back(registry: Registry, service: ToyService) -> None:
-    registry.play("register", "status_503", times=FOREVER)
-    with Sidecar(registry, service) as sidecar:
+    """What was once accepted is taken back, whatever became of the registrations since."""
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
+        sidecar.wait_registered()
+        registry.play("register", "status_503", times=FOREVER)
+        registry.forget()
         sidecar.wait_for("Registration failed .attempt 2")
         assert_stops(sidecar)
     assert registry.count("deregister") == 1
@@ -285,4 +289,159 @@ def test_alarms_from_outside_do_no_harm(registry: Registry, service: ToyService)
         assert not sidecar.count("WARNING")
         seen = sidecar.count("Heartbeat accepted")
         sidecar.wait_for("Heartbeat accepted", times=seen + 3)
+        assert_stops(sidecar)
+
+
+# ---- signals twice, and signals that mean nothing
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.005, 0.05])
+def test_two_signals_where_nothing_is_to_be_deregistered(
+    registry: Registry, distance: float
+) -> None:
+    with ToyService(healthy=False) as service, Sidecar(registry, service) as sidecar:
+        sidecar.wait_for("Waiting for the service")
+        sidecar.process.terminate()
+        time.sleep(distance)
+        assert_stops(sidecar)
+
+
+@pytest.mark.parametrize("deregister", ["true", "false"])
+def test_a_second_signal_at_the_worst_moment(
+    registry: Registry, service: ToyService, deregister: str
+) -> None:
+    """Just before the agent changes how it takes signals; and Python's own end takes its time."""
+    sidecar = Sidecar(registry, service, DEREGISTER_ON_EXIT=deregister)
+    stage = Stage(sidecar, again=False)
+    with sidecar:
+        sidecar.wait_registered()
+        stage.set(again=True)
+        assert_stops(sidecar)
+        assert (registry.record(NAME) is None) == (deregister == "true")
+
+
+def test_a_stop_is_heard_where_the_parent_has_blocked_it(
+    registry: Registry, service: ToyService
+) -> None:
+    block = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
+    start = f"import os, signal, sys; {block}; os.execv(sys.argv[1], sys.argv[1:])"
+    sidecar = Sidecar(registry, service)
+    sidecar.python = [sys.executable, "-c", start, sys.executable, "-I"]
+    with sidecar:
+        sidecar.wait_registered()
+        assert_stops(sidecar)
+
+
+MEANINGLESS = (
+    signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGPIPE,
+)  # fmt: skip
+REACHED = {
+    "waiting": "Waiting for the service",
+    "registering": "Service is READY",
+    "looking-up": "Service is READY",
+    "backing-off": "Registration failed .attempt 2",
+    "registered": "Starting heartbeat loop",
+    "service-down": "Service is DOWN",
+}
+
+
+@pytest.mark.parametrize("state", REACHED)
+def test_signals_that_mean_nothing_change_nothing(
+    registry: Registry, service: ToyService, state: str
+) -> None:
+    in_an_exchange = state in ("registering", "looking-up")
+    sidecar = Sidecar(registry, service, REGISTRY_TIMEOUT=1.5, HEARTBEAT_INTERVAL=4)
+    if state == "looking-up":
+        sidecar.settings["REGISTRY_URL"] = f"http://registry.test:{registry.port}"
+    stage = Stage(sidecar, names={"registry.test": ["127.0.0.1"]}, held=["registry.test"])
+    if state == "waiting":
+        service.healthy = False
+    elif state == "registering":
+        registry.play("register", "hang")
+    elif state == "backing-off":
+        registry.play("register", "status_500", times=2)
+    with sidecar:
+        if state == "service-down":
+            sidecar.wait_registered()
+            service.healthy = False
+        sidecar.wait_for(REACHED[state])
+        began = time.monotonic()
+        time.sleep(0.1)
+        for number in MEANINGLESS * 3:
+            sidecar.process.send_signal(number)
+            time.sleep(0.02)
+        assert sidecar.process.poll() is None
+        if in_an_exchange:  # the deadline is neither forgotten nor brought forward
+            sidecar.wait_for("Registration failed .attempt 1.*no answer within 1.5 s")
+            assert 1.2 < time.monotonic() - began < 1.5 + 1
+        service.healthy = True
+        stage.set(held=[])
+        sidecar.wait_for("Heartbeat accepted")
+        if not in_an_exchange:
+            assert not sidecar.count("no answer|attempt 3")
+        assert_stops(sidecar)
+
+
+def test_signals_that_mean_nothing_do_not_end_a_stop_early(
+    registry: Registry, service: ToyService
+) -> None:
+    registry.play("deregister", ["slow", 0.7])
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_registered()
+        sidecar.process.terminate()
+        sidecar.wait_for("Stopping")
+        for number in MEANINGLESS * 3:
+            sidecar.process.send_signal(number)
+            time.sleep(0.02)
+        assert sidecar.wait() == 0
+        assert sidecar.count("Service deregistered")
+
+
+# ---- what others leave behind
+
+
+def children(pid: int) -> dict[int, str]:
+    """Return the children of a process and the state of each, Z for a zombie (Linux)."""
+    found = {}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError):
+            found[int(child)] = Path(f"/proc/{child}/stat").read_text().rpartition(") ")[2][0]
+    return found
+
+
+@pytest.mark.parametrize("state", ["registered", "backing-off"])
+def test_what_is_left_to_pid_1_is_reaped(
+    registry: Registry, service: ToyService, state: str
+) -> None:
+    unshare, nsenter = shutil.which("unshare"), shutil.which("nsenter")
+    trial = [unshare or "unshare", "--pid", "--fork", "true"]
+    if not unshare or not nsenter or subprocess.run(trial, capture_output=True).returncode != 0:
+        pytest.skip("needs unshare(1) and nsenter(1) with PID namespaces")
+    if state == "backing-off":
+        registry.play("register", "status_500", times=FOREVER)
+    sidecar = Sidecar(registry, service)
+    sidecar.python = [unshare, "--pid", "--fork", "--kill-child", sys.executable, "-I"]
+    with sidecar:
+        sidecar.wait_for(REACHED[state])
+        (agent,) = children(sidecar.pid)
+        left: set[int] = set()
+        for _ in range(3):
+            leave = [nsenter, "--target", str(agent), "--pid", "sh", "-c", "(sleep 1 &)"]
+            subprocess.run(leave, check=True)
+            left |= children(agent).keys()
+        assert len(left) == 3
+        wait_until(lambda: not children(agent), 1 + 2 * 2, "nobody left")  # two intervals
+        os.kill(agent, signal.SIGTERM)
+        assert sidecar.wait() == 0
+
+
+def test_what_ended_before_the_agent_began_is_reaped(
+    registry: Registry, service: ToyService
+) -> None:
+    """A wrapper that starts something, then becomes the agent."""
+    sidecar = Sidecar(registry, service)
+    sidecar.python = ["sh", "-c", 'true & exec "$@"', "sh", sys.executable, "-I"]
+    with sidecar:
+        sidecar.wait_registered()
+        assert not children(sidecar.pid)
         assert_stops(sidecar)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import email.utils
+import itertools
 import json
 import math
 import random
+import re
 import statistics
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -17,17 +19,20 @@ from hypothesis import strategies as st
 
 import agent
 from agent import (
+    ACCEPTED,
+    FAILED,
+    LOST,
+    REFUSED,
+    TOKEN,
     Answer,
     backoff,
     health_metadata,
     is_host,
-    is_lost,
-    is_refused,
-    is_token,
     next_beat,
     parse_retry_after,
-    plain,
-    show_value,
+    say_plain,
+    say_value,
+    wait_in_slot,
 )
 
 SECRET = "s3cr3t-t0ken"
@@ -60,6 +65,68 @@ def test_waits_spread_evenly_over_half_of_their_ceiling(attempt: int) -> None:
     assert max(waits) - min(waits) > 0.49 * ceiling
     assert statistics.fmean(waits) == pytest.approx(0.75 * ceiling, rel=0.02)
     assert statistics.pstdev(waits) == pytest.approx(0.5 * ceiling / math.sqrt(12), rel=0.1)
+
+
+# ---- the wait inside a slot
+
+waits = st.floats(0, 60)
+retry_afters = st.floats(0, 300)
+lefts = st.floats(0, 2 * 86400)  # seconds that the record lives
+
+
+@pytest.mark.parametrize(
+    ("wait", "retry_after", "left", "seconds"),
+    [
+        (1.5, 0, 50, 1.5),
+        (1.5, 10, 50, 11.5),  # honoured in full
+        (1.5, 300, 50, 25),  # as far as the record lives: half of it is left for another try
+        (30, 0, 50, 30),
+        (30, 300, 50, 30),  # never earlier than without being asked to wait
+        (60, 0, 50, 50),  # then it is time to register
+        (60, 300, 50, 50),
+        (1.5, 0, 0, 0),
+        (1.5, 300, -20, 0),
+    ],
+)
+def test_the_wait_for_a_repeated_heartbeat(
+    wait: float, retry_after: float, left: float, seconds: float
+) -> None:
+    assert wait_in_slot(wait, retry_after, left) == seconds
+
+
+@given(waits, retry_afters, st.floats(-86400, 2 * 86400))
+def test_no_retry_after_makes_a_heartbeat_outwait_its_record(
+    wait: float, retry_after: float, left: float
+) -> None:
+    assert 0 <= wait_in_slot(wait, retry_after, left) <= max(left, 0)
+
+
+@given(waits, retry_afters, lefts)
+def test_a_retry_after_takes_at_most_half_of_what_is_left_of_the_record(
+    wait: float, retry_after: float, left: float
+) -> None:
+    asked = wait_in_slot(wait, retry_after, left)
+    assert wait_in_slot(wait, 0, left) == min(wait, left) <= asked <= max(wait, left / 2)
+    if wait + retry_after <= left / 2:
+        assert asked == wait + retry_after
+
+
+@given(
+    st.floats(0.01, 60),
+    st.lists(retry_afters, min_size=1, max_size=9),
+    st.randoms(use_true_random=False),
+)
+def test_whatever_the_registry_asks_for_a_failed_heartbeat_is_repeated_while_the_record_lives(
+    interval: float, asked: list[float], source: random.Random
+) -> None:
+    pace = min(1.0, interval / 30)
+    left, tries = 2 * interval, 0
+    for retry_after in itertools.cycle(asked):
+        tries += 1
+        left -= wait_in_slot(pace * backoff(tries, source.uniform), retry_after, left)
+        if left <= 0:
+            break
+    assert 4 <= tries <= 10
 
 
 # ---- the schedule
@@ -129,7 +196,7 @@ def secret() -> Iterator[None]:
 @given(told_text | st.integers() | st.dictionaries(any_text, any_text))
 @example("a" * 190 + SECRET + "b" * 190)  # the cut must not come first, and leave half a secret
 def test_any_words_become_one_short_printable_line_without_secrets(words: object) -> None:
-    line = plain(words)
+    line = say_plain(words)
     assert line.isprintable()
     assert len(line) <= 200
     assert SECRET[:6] not in line
@@ -147,8 +214,8 @@ def test_a_secret_is_blotted_out_in_whatever_form_a_peer_sends_it_back(token: st
     agent.keep_secret(token)
     try:
         for form in forms:
-            assert form not in plain(f"you sent {form}!")
-            assert form not in show_value(f"/path/{form}")
+            assert form not in say_plain(f"you sent {form}!")
+            assert form not in say_value(f"/path/{form}")
     finally:
         del agent.secrets[token]
 
@@ -178,12 +245,12 @@ def test_credentials_of_a_url_are_secrets(url: str, found: set[str]) -> None:
     ],
 )
 def test_words_of_a_peer(words: str, line: str) -> None:
-    assert plain(words) == line
+    assert say_plain(words) == line
 
 
 @given(told_text)
 def test_any_value_is_shown_as_one_printable_line_without_secrets(value: str) -> None:
-    shown = show_value(value)
+    shown = say_value(value)
     assert shown
     assert shown.isprintable()
     assert len(shown) <= 402  # quoted and its backslashes doubled, where there are blanks
@@ -194,8 +261,8 @@ def test_any_value_is_shown_as_one_printable_line_without_secrets(value: str) ->
 @example("", "user=a@b&key=", "", "")
 @example("http://", "ann:what?", "", "")
 def test_credentials_and_query_of_a_url_are_never_shown(scheme: str, before: str, after: str, end: str) -> None:
-    assert "PASSWORD" not in show_value(f"{scheme}{before}PASSWORD{after}@host/path")
-    assert "PASSWORD" not in show_value(f"{scheme}host/path?{before}PASSWORD{end}")
+    assert "PASSWORD" not in say_value(f"{scheme}{before}PASSWORD{after}@host/path")
+    assert "PASSWORD" not in say_value(f"{scheme}host/path?{before}PASSWORD{end}")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +278,7 @@ def test_credentials_and_query_of_a_url_are_never_shown(scheme: str, before: str
     ],
 )
 def test_values_shown(value: object, shown: str) -> None:
-    assert show_value(value) == shown
+    assert say_value(value) == shown
 
 
 # ---- what a service tells of itself
@@ -224,11 +291,18 @@ any_json = st.recursive(
 healths = st.dictionaries(st.sampled_from(["version", "status", "other"]), any_json)
 
 
+def told_by(body: bytes) -> dict[str, str]:
+    """Return what a service with this health body tells of itself."""
+    health = Answer(200, body=body).json()
+    return health_metadata(health) if isinstance(health, dict) else {}
+
+
 @given(st.binary() | (any_json | healths).map(json.dumps).map(str.encode))
 def test_metadata_of_any_health_body_is_what_the_registry_takes(body: bytes) -> None:
-    metadata = health_metadata(body)
+    metadata = told_by(body)
     assert metadata.keys() <= {"version", "status"}
     assert all(isinstance(value, str) and len(value) <= 256 for value in metadata.values())
+    assert "".join(metadata.values()).encode() is not None  # no lone surrogate
 
 
 @pytest.mark.parametrize(
@@ -248,58 +322,78 @@ def test_metadata_of_any_health_body_is_what_the_registry_takes(body: bytes) -> 
     ],
 )  # fmt: skip
 def test_metadata_of_a_health_body(body: bytes, metadata: dict[str, str]) -> None:
-    assert health_metadata(body) == metadata
+    assert told_by(body) == metadata
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 def test_metadata_nested_to_any_depth(opening: bytes) -> None:
     for depth in range(1, 1500):  # somewhere in here lies the limit of recursion
         closing = b"]" if opening == b"[" else b"}"
-        metadata = health_metadata(b'{"version": %s1%s}' % (opening * depth, closing * depth))
+        metadata = told_by(b'{"version": %s1%s}' % (opening * depth, closing * depth))
         assert all(len(value) <= 256 for value in metadata.values())
 
 
 # ---- what the registry's answers mean
 
-OK = Answer(200, "200")
-DOWN = Answer(0, "connection refused")
-UNKNOWN = Answer(500, "500: Heartbeat failed: Service 'x' not registered")
-WRONG_TOKEN = Answer(500, "500: Registration failed: 401: Invalid registry token")
+SETTINGS = agent.read_settings({"SERVICE_NAME": "x", "SERVICE_HOST": "localhost"})
+
+
+class Answered(agent.Registry):
+    """A registry that has answered so; nothing is sent."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(SETTINGS, agent.Signals())
+        self.answer = answer
+
+    def ask(self, *_arguments: object) -> Answer:
+        return self.answer
+
+
+def detail(status: int, words: str) -> Answer:
+    """Return an answer in the registry's form."""
+    return Answer(status, body=json.dumps({"detail": words}).encode())
+
+
+OK = Answer(200)
+DOWN = Answer(0, failure=ConnectionRefusedError(111, "Connection refused"))
+UNKNOWN = detail(500, "Heartbeat failed: Service 'x' not registered")
+WRONG_TOKEN = detail(500, "Registration failed: 401: Invalid registry token")
 
 
 @pytest.mark.parametrize(
-    ("answer", "lost", "refused"),
+    ("answer", "meaning"),
     [
-        (OK, False, False),
-        (DOWN, False, False),
-        (UNKNOWN, True, False),
-        (WRONG_TOKEN, False, True),
-        (WRONG_TOKEN._replace(said="500: Heartbeat failed: 401: Unauthorized"), False, True),
-        (UNKNOWN._replace(status=503), True, False),
-        (UNKNOWN._replace(status=200), False, False),
-        (UNKNOWN._replace(status=422), False, False),
-        (WRONG_TOKEN._replace(status=200), False, False),
-        (Answer(404, "404"), True, False),
-        (Answer(410, "410: gone"), True, False),
-        (Answer(401, "401"), False, True),
-        (Answer(403, "403: forbidden"), False, True),
-        (Answer(500, "500: Heartbeat failed: Error connecting to the store"), False, False),
-        (Answer(500, "500: Heartbeat failed: Circuit breaker HALF_OPEN (test phase)"), False, False),
-        (Answer(400, "400"), False, False),
-        (Answer(429, "429: Rate limit exceeded"), False, False),
-        (Answer(502, "502"), False, False),
-        (Answer(307, "307, a redirect to http://lb/register, which is not followed"), False, False),
+        (OK, ACCEPTED),
+        (DOWN, FAILED),
+        (UNKNOWN, LOST),
+        (WRONG_TOKEN, REFUSED),
+        (detail(500, "Heartbeat failed: 401: Unauthorized"), REFUSED),
+        (UNKNOWN._replace(status=503), LOST),
+        (UNKNOWN._replace(status=200), ACCEPTED),
+        (UNKNOWN._replace(status=422), FAILED),
+        (WRONG_TOKEN._replace(status=200), ACCEPTED),
+        (Answer(404), LOST),
+        (detail(410, "gone"), LOST),
+        (Answer(401), REFUSED),
+        (detail(403, "forbidden"), REFUSED),
+        (detail(500, "Heartbeat failed: Error connecting to the store"), FAILED),
+        (detail(500, "Heartbeat failed: Circuit breaker HALF_OPEN (test phase)"), FAILED),
+        (Answer(400), FAILED),
+        (detail(429, "Rate limit exceeded"), FAILED),
+        (Answer(502), FAILED),
+        (Answer(307, {"Location": "http://lb/register"}), FAILED),
     ],
 )
-def test_what_an_answer_to_a_heartbeat_means(answer: Answer, lost: bool, refused: bool) -> None:
-    assert (is_lost(answer), is_refused(answer)) == (lost, refused)
+def test_what_an_answer_to_a_heartbeat_means(answer: Answer, meaning: str) -> None:
+    reply = Answered(answer).heartbeat(10)
+    assert (reply.meaning, reply.reached) == (meaning, answer is not DOWN)
 
 
 @given(st.integers(0, 999), any_text)
 def test_success_is_neither_lost_nor_refused(status: int, said: str) -> None:
-    answer = Answer(status, said)
+    answer = detail(status, said)
     assert answer.ok == (status // 100 == 2)
-    assert not (answer.ok and (is_lost(answer) or is_refused(answer)))
+    assert answer.ok == (Answered(answer).heartbeat(10).meaning == ACCEPTED)
 
 
 # ---- hosts and tokens
@@ -308,4 +402,4 @@ def test_success_is_neither_lost_nor_refused(status: int, said: str) -> None:
 @given(any_text)
 def test_any_text_is_a_host_or_not_and_a_token_or_not(text: str) -> None:
     assert not is_host(text) or (text.isascii() and text.isprintable() and " " not in text)
-    assert is_token(text) == (text != "" and all("!" <= char <= "~" for char in text))
+    assert bool(re.fullmatch(TOKEN[0], text)) == all("!" <= char <= "~" for char in text)

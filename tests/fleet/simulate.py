@@ -26,7 +26,7 @@ from fleet.simulation import Trouble, between, busiest, simulate
 
 INTERVAL = 30.0  # seconds, of a heartbeat
 SPREAD = 300.0  # seconds after which a fleet is in its steady state
-CYCLE = agent.CONFIRM_EVERY * INTERVAL  # the steady state repeats itself after so many seconds
+CYCLE = agent.LOOK_EVERY * INTERVAL  # the steady state repeats itself after so many seconds
 MINUTES = 60.0
 DAY = 86400.0
 WATCHED = 360.0  # seconds after the registry's return

@@ -1,13 +1,14 @@
 """A fleet in one process: the real `Agent` of agent.py, thousands of them, on a simulated clock.
 
 Each sidecar is a greenlet that runs the agent's own states: schedule, phase, backoff, jitter, probes and the
-meaning of answers are agent.py's. Replaced is what reaches out of it, by what the constructor takes or by one
-method: clock, sleep, randomness, signals, the heartbeat file, and `Peer.exchange` with the registry.
+meaning of answers are agent.py's. Replaced is what reaches out of it: what the constructor takes (clock, randomness,
+signals and their sleep), the heartbeat file, and `Peer.exchange` with the registry.
 """
 
 from __future__ import annotations
 
 import bisect
+import errno
 import heapq
 import itertools
 import json
@@ -15,7 +16,7 @@ import logging
 import math
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from greenlet import getcurrent, greenlet
@@ -27,12 +28,13 @@ TTL = agent.REGISTRY_TTL
 SETTINGS = agent.read_settings(
     {"SERVICE_NAME": "service", "SERVICE_HOST": "localhost", "SERVICE_HEALTH_CHECK": "none", "LOG_LEVEL": "CRITICAL"}
 )
-REFUSED = agent.Answer(0, "connection refused")
-LATE = agent.Answer(0, "no answer", late=True)
-NOT_FOUND = agent.Answer(404, "404")
-OVERLOADED = agent.Answer(503, "503")
-CREATED, OK = agent.Answer(201, "201"), agent.Answer(200, "200")
-LONG_LIST = agent.Answer(200, "200", b" " * (agent.MAX_BODY + 1))  # a body that the agent does not read to its end
+REFUSED = agent.Answer(failure=ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
+LATE = agent.Answer(failure=agent.LateError())
+NOT_FOUND = agent.Answer(404)
+OVERLOADED = agent.Answer(503)
+CREATED, OK = agent.Answer(201), agent.Answer(200)
+# Longer than the agent keeps it.
+LONG_LIST = agent.Answer(200, body=b" " * (agent.MAX_BODY + 1))
 
 
 class World:
@@ -146,7 +148,7 @@ class Registry:
         if self.size * len(json.dumps([name_of(0)])) > agent.MAX_BODY:
             return LONG_LIST
         live = sorted(name for name, expires in self.expires.items() if expires > self.world.now)
-        return agent.Answer(200, "200", json.dumps(live).encode())
+        return agent.Answer(200, body=json.dumps(live).encode())
 
     def end(self) -> None:
         """Count the records that are absent to the end."""
@@ -156,20 +158,32 @@ class Registry:
 class Line(agent.Peer):
     """A sidecar's way to the registry; no socket is opened."""
 
-    def __init__(self, registry: Registry, name: str) -> None:
-        self.far_end, self.name = registry, name
+    def __init__(self, real: agent.Peer, registry: Registry, name: str) -> None:
+        self.wire, self.far_end, self.name = real.wire, registry, name
 
     def exchange(  # the simulated registry needs but the path
-        self, method: str, path: str, payload: object = None, token: str = "", timeout: float = 0  # noqa: ARG002
+        self,
+        method: str,  # noqa: ARG002
+        path: str,
+        headers: Mapping[str, str],  # noqa: ARG002
+        body: bytes,  # noqa: ARG002
+        timeout: float,
     ) -> agent.Answer:
-        return self.far_end.exchange(self.name, path, timeout or SETTINGS.registry_timeout)
+        return self.far_end.exchange(self.name, path, timeout)
 
 
-class NoSignals(agent.Interrupt):
-    """Nothing interrupts a simulated wait."""
+class NoSignals(agent.Signals):
+    """Nothing interrupts a simulated wait, and so no file is needed for it."""
 
-    def bounded(self, seconds: float, call: Callable[[], None]) -> None:  # noqa: ARG002
-        call()
+    def __init__(self, sleep: Callable[[float], None]) -> None:
+        self.sleep, self.stopping, self.asleep = sleep, False, False
+
+
+class NoFile(agent.SignOfLife):
+    """A sign of life that nobody sees."""
+
+    def promise(self, duration: float) -> None:
+        """Write no file."""
 
 
 class Sidecar(agent.Agent):
@@ -177,11 +191,10 @@ class Sidecar(agent.Agent):
 
     def __init__(self, world: World, registry: Registry, number: int, uniform: agent.Uniform) -> None:
         name = name_of(number)
-        super().__init__(SETTINGS._replace(service_name=name), NoSignals(), world.clock, world.sleep, uniform)
-        self.registry = Line(registry, name)
-
-    def promise(self, seconds: float) -> None:
-        """Write no file."""
+        settings = SETTINGS._replace(service_name=name)
+        super().__init__(settings, NoSignals(world.sleep), world.clock, uniform)
+        self.life = self.record.life = NoFile(settings.heartbeat_file, world.clock)
+        self.registry.peer = Line(self.registry.peer, registry, name)
 
 
 def name_of(number: int) -> str:

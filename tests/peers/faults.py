@@ -1,9 +1,10 @@
 """The catalogue of misbehaviours that a peer can play instead of an answer.
 
 Each is a factory: `slow(3)` or `huge_body(megabytes=20)` gives a Fault, a callable that plays on the
-connection of an Exchange. FAULTS holds one of each, made with its default parameters, by name; `status_404`
-and its like are there too. All are bounded in bytes and in time and end as soon as the client goes away or
-the peer stops (which shuts the connection down, so both look the same from here).
+connection of an Exchange. FAULTS holds one of each, made with its default parameters, by name;
+`status_404` and its like are there too, and what the tables SENT, HEADLESS and BODIES hold. All are
+bounded in bytes and in time and end as soon as the client goes away or the peer stops (which shuts
+the connection down, so both look the same from here).
 """
 
 from __future__ import annotations
@@ -112,6 +113,10 @@ def _again(block: bytes, total: int) -> Iterable[bytes]:
     return itertools.repeat(block, total // len(block))
 
 
+def _byte_by_byte(blocks: Iterable[bytes]) -> Iterable[bytes]:
+    return (bytes([byte]) for block in blocks for byte in block)
+
+
 # The connection.
 
 
@@ -157,7 +162,7 @@ def slow(exchange: Exchange, seconds: float = 3.0) -> None:
 def drip_headers(exchange: Exchange, pause: float = 1.0) -> None:
     """Status line and headers a byte a second, for two minutes."""
     head = _head("Content-Length: 2", "X-Padding: " + "x" * 1000)
-    _pour(exchange, (bytes([byte]) for byte in head + b"{}"), pause)
+    _pour(exchange, _byte_by_byte([head, b"{}"]), pause)
 
 
 @fault
@@ -168,12 +173,6 @@ def drip_body(exchange: Exchange, pause: float = 1.0, status: str = "200 OK") ->
 
 
 # The status.
-
-
-@fault
-def status_100(exchange: Exchange, pause: float = 0.01) -> None:
-    """100 Continue, again and again, and no answer after it."""
-    _pour(exchange, _again(b"HTTP/1.1 100 Continue\r\n\r\n" * 100, ENDLESS), pause)
 
 
 @fault
@@ -263,23 +262,119 @@ def broken_chunks(exchange: Exchange) -> None:
 
 
 @fault
-def endless_chunk_line(exchange: Exchange, total: int = ENDLESS) -> None:
-    """A line with a chunk's size that does not end."""
-    _send(exchange, _head("Transfer-Encoding: chunked"))
-    _pour(exchange, _again(b"0" * 65536, total))
+def interim(exchange: Exchange, *codes: int, link: str = "</style.css>; rel=preload") -> None:
+    """A good answer after these 1xx ones (by default 103), each with a header."""
+    fields = f"Link: {link}\r\n\r\n"
+    exchange.raw("".join(f"HTTP/1.1 {code} Wait\r\n{fields}" for code in codes or (103,)).encode())
+    exchange.reply(200, {"status": "healthy"})
 
 
 @fault
-def endless_header_line(exchange: Exchange, total: int = ENDLESS) -> None:
-    """A header line that does not end."""
-    _send(exchange, b"HTTP/1.1 200 OK\r\nX-Long: ")
-    _pour(exchange, _again(b"x" * 65536, total))
+def long_header(exchange: Exchange, size: int = 5000) -> None:
+    """A good answer with a header line of this size."""
+    exchange.reply(200, {"status": "healthy"}, {"X-Long": "x" * size})
+
+
+@fault
+def answer_then_reset(exchange: Exchange) -> None:
+    """A whole answer, and RST after it, as from a peer that never read the request."""
+    exchange.reply(200, {"status": "healthy"})
+    reset()(exchange)
+
+
+@fault
+def raw(exchange: Exchange, data: bytes = b"SSH-2.0-OpenSSH_9.9\r\n") -> None:
+    """These bytes, then close."""
+    _send(exchange, data)
+
+
+_HTTP2 = b"\0\0\0\x04\0\0\0\0\0"  # an empty SETTINGS frame
+_TLS_ALERT = b"\x15\x03\x01\0\x02\x02\x46"  # fatal, protocol version
+SENT: dict[str, bytes] = {
+    "tls_alert": _TLS_ALERT,
+    "http2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _HTTP2,
+    "http09": b"<html><body>healthy</body></html>\n",
+    "body_after_204": b"HTTP/1.1 204 No Content\r\n\r\n{}",
+    "body_after_304": b"HTTP/1.1 304 Not Modified\r\n\r\n{}",
+    "two_answers": 2 * (_head("Content-Length: 2") + b"{}"),
+    "length_cut": _head(f"Content-Length: {10**30}") + b"{}",
+    "trailers_cut": _head("Transfer-Encoding: chunked") + b"2\r\n{}\r\n0\r\nX-Trailer: ",
+}
+FAULTS |= {name: raw(data) for name, data in SENT.items()}
 
 
 @fault
 def many_headers(exchange: Exchange, number: int = 10_000) -> None:
     """A good answer with so many headers."""
     _send(exchange, _head(*(f"X-Header-{n}: {n}" for n in range(number)), "Content-Length: 2") + b"{}")
+
+
+# Without an end: each as fast as the client reads, and byte by byte.
+
+
+@fault
+def endless(
+    exchange: Exchange, start: bytes = b"", block: bytes = b"\r\n", pause: float = 0.0
+) -> None:
+    """These bytes, then this block again and again; with a pause (in seconds) byte by byte."""
+    exchange.connection.settimeout(SECONDS)
+    exchange.raw(start)
+    if pause:
+        _pour(exchange, _byte_by_byte(_again(block, ENDLESS)), pause)
+    else:
+        _pour(exchange, _again(block * (65536 // len(block)), ENDLESS))
+
+
+DRIP = 0.02  # seconds; never so long between two bytes that a socket's own time-out ends it
+_OK = b"HTTP/1.1 200 OK\r\n"
+_CHUNKED = _head("Transfer-Encoding: chunked")
+_LAST = _CHUNKED + b"2\r\n{}\r\n0\r\n"
+_SIXTEEN = b" " * 16 + b"\r\n"
+
+# What comes first, and what without an end. These never get to the end of their headers...
+HEADLESS: dict[str, tuple[bytes, bytes]] = {
+    "status_100": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "interim_102": (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+    "interim_103": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"),
+    "interim_headers": (b"HTTP/1.1 103 Early Hints\r\n", b"Link: </style.css>; rel=preload\r\n"),
+    "interim_header_line": (b"HTTP/1.1 103 Early Hints\r\nLink: ", b"x"),
+    "endless_status_line": (b"HTTP/1.1 200 ", b"x"),
+    "endless_header_line": (_OK + b"X-Long: ", b"x"),
+    "endless_header_lines": (_OK, b"X-Short: x\r\n"),
+    "endless_folded_line": (_OK + b"X-Folded:\r\n", b" x\r\n"),
+    "endless_text": (b"", b"<html>"),
+    "endless_tls_alerts": (b"", _TLS_ALERT),
+    "endless_http2": (b"", _HTTP2),
+}
+# ... and these do.
+BODIES: dict[str, tuple[bytes, bytes]] = {
+    "chunk_negative": (_CHUNKED + b"-1\r\n", b" "),
+    "chunk_minus_zero": (_CHUNKED, b"-0\r\n"),
+    "chunk_huge": (_CHUNKED + b"f" * 30 + b"\r\n", b" "),
+    "chunk_plus": (_CHUNKED, b"+10\r\n" + _SIXTEEN),
+    "chunk_0x": (_CHUNKED, b"0x10\r\n" + _SIXTEEN),
+    "chunk_underscore": (_CHUNKED, b"1_0\r\n" + _SIXTEEN),
+    "chunk_blanks": (_CHUNKED, b" \t10 \r\n" + _SIXTEEN),
+    "chunk_without_size": (_CHUNKED, b"\r\n"),
+    "chunks_of_one_byte": (_CHUNKED, b"1\r\n \r\n"),
+    "chunk_extensions": (_CHUNKED, b"1;x=" + b"x" * 1000 + b"\r\n \r\n"),
+    "endless_chunk_line": (_CHUNKED, b"0"),
+    "endless_chunk_extension": (_CHUNKED + b"2;x=", b"x"),
+    "endless_trailers": (_LAST, b"X-Trailer: x\r\n"),
+    "endless_trailer_line": (_LAST + b"X-Trailer: ", b"x"),
+    "endless_after_last_chunk": (_LAST + b"\r\n", b" "),
+    "endless_after_length": (_head("Content-Length: 2") + b"{}", b" "),
+    "endless_after_204": (b"HTTP/1.1 204 No Content\r\n\r\n", b" "),
+    "endless_after_304": (b"HTTP/1.1 304 Not Modified\r\n\r\n", b" "),
+    "endless_body": (_head("Connection: close"), b"{"),
+    "length_negative": (_head("Content-Length: -1"), b" "),
+    "length_plus": (_head("Content-Length: +50"), b" "),
+    "length_huge": (_head(f"Content-Length: {10**30}"), b" "),
+    "length_underscore": (_head("Content-Length: 5_0"), b" "),
+    "length_blank": (_head("Content-Length: 5 0"), b" "),
+}
+for _name, (_start, _block) in (HEADLESS | BODIES).items():
+    FAULTS |= {_name: endless(_start, _block), f"{_name}_drip": endless(_start, _block, DRIP)}
 
 
 # The body.
@@ -323,13 +418,6 @@ def huge_chunked(exchange: Exchange, megabytes: int = 300) -> None:
     _send(exchange, _head("Transfer-Encoding: chunked"))
     _pour(exchange, [b"10000\r\n" + b" " * 65536 + b"\r\n"] * (megabytes * 16))
     exchange.raw(b"0\r\n\r\n")
-
-
-@fault
-def endless_body(exchange: Exchange, total: int = ENDLESS) -> None:
-    """A body without a length that does not end."""
-    _send(exchange, _head("Connection: close"))
-    _pour(exchange, _again(b"{" * 65536, total))
 
 
 NASTY = f"\x1b[31mred\x1b[0m\x07\x00\r\n{FORGED}\n\u2028{FORGED}\u2029\u0085\x9b2J\u202eesrever\u2066\ufeff"
@@ -378,3 +466,6 @@ for _name, _text in {
     "json_huge_strings": _HUGE.encode(),
 }.items():
     FAULTS[_name] = json_text(_text)
+
+for _name, _fault in FAULTS.items():
+    _fault.__name__ = _name  # for a verbose peer's lines

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, Self
 
 from peers.faults import Fault, resolve
 
+CONNECT = "connect"  # the operation of a connection that has not asked for anything yet
 BODY_LIMIT = 1 << 20  # bytes of a request's body
 REMEMBERED = 20_000  # requests; older ones are dropped, the counts stay
 # Below the ports that the kernel hands out to clients (Linux from 32768, macOS from 49152). Otherwise, while
@@ -180,6 +181,12 @@ class Peer:
         if server:
             server.stop()
 
+    def stop_listening(self) -> None:
+        """Close the listening socket alone: refuse new connections, go on answering on the open ones."""
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+
     def pause(self) -> None:
         """Accept connections but answer nothing, like a stopped process (only /_control still works)."""
         self._going.clear()
@@ -193,9 +200,11 @@ class Peer:
     def play(self, operation: str, fault: object, times: int | None = 1, after: int = 0) -> None:
         """Answer the next requests of an operation with a fault.
 
-        Arguments: operation or "*" for all; fault, a name of FAULTS, [name, parameter...] or a callable;
-        times, None for "until sane()"; after, how many requests are answered sanely first. Plays queue up:
-        the second one for an operation begins when the first has ended. Raises KeyError for an unknown name.
+        Arguments: operation, "*" for all, or CONNECT for what is played as soon as a connection is
+        open, before any request; fault, a name of FAULTS, [name, parameter...] or a callable; times,
+        None for "until sane()"; after, how many requests are answered sanely first. Plays queue up:
+        the second one for an operation begins when the first has ended. Raises KeyError for an
+        unknown name.
         """
         with self.lock:
             self._plays.append(_Play(operation, resolve(fault), times, after))
@@ -233,7 +242,12 @@ class Peer:
             self.requests.append(request)
             if len(self.requests) > REMEMBERED:
                 del self.requests[: REMEMBERED // 2]
-            play = next((play for play in self._plays if play.operation in ("*", request.operation)), None)
+            return self._due(request.operation, "*")
+
+    def _due(self, *operations: str) -> Fault | None:
+        """Return the fault that is due for one of these operations, None where there is none."""
+        with self.lock:
+            play = next((play for play in self._plays if play.operation in operations), None)
             if play is None:
                 return None
             if play.after > 0:
@@ -345,7 +359,11 @@ class Exchange(BaseHTTPRequestHandler):
 
     def handle(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # the client went away, or the peer stops
-            super().handle()
+            self.close_connection = False
+            if fault := self.server.peer._due(CONNECT):
+                fault(self)
+            if not self.close_connection:
+                super().handle()
 
     def handle_one_request(self) -> None:
         self._reader.taken = 0

@@ -15,16 +15,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TESTS.parent))  # for healthcheck.py
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from peers.faults import bomb  # noqa: E402
+from harness import AGENT
 
-from soak.invariants import Times  # noqa: E402
-from soak.report import report  # noqa: E402
-from soak.schedule import KINDS, Round, rounds  # noqa: E402
-from soak.world import World  # noqa: E402
+from soak.invariants import Times
+from soak.report import report
+from soak.schedule import KINDS, Round, rounds
+from soak.world import World
 
 PROGRESS_EVERY = 30.0  # seconds
 
@@ -36,7 +34,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--agents", type=int, default=8, help="(%(default)s)")
     parser.add_argument("--interval", type=float, default=2.0, help="HEARTBEAT_INTERVAL; the TTL is twice as long")
     parser.add_argument("--slack", type=float, default=2.0, help="seconds for a loaded machine (%(default)s)")
-    parser.add_argument("--agent", type=Path, help="another agent.py")
+    parser.add_argument("--agent", type=Path, default=AGENT,
+                        help="another agent.py, its healthcheck.py beside it")  # fmt: skip
     parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND",
                         help=f"keep to this kind of fault; may be repeated: {', '.join(KINDS)}")  # fmt: skip
     parser.add_argument("--stop-at-first", action="store_true", help="end at the first violation")
@@ -66,7 +65,6 @@ def main(arguments: list[str] | None = None) -> int:
         f"soak: seed {options.seed}, {options.seconds:g} s, {options.agents} agents,"
         f" TTL {times.ttl:g} s, interval {times.interval:g} s"
     )
-    bomb(128)  # takes a while, which nobody should have to wait for later
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     world = World(options.agents, times, options.agent, options.stop_at_first)
     code = 0

@@ -18,7 +18,10 @@ from typing import NamedTuple
 LATE = 0.3  # seconds of lateness within a TTL, beyond which a lost record is the machine's fault
 LONGEST_WAIT = 60.0  # seconds, the bound of every backoff; a Retry-After may ask for 300 more
 ANNOUNCEMENT = re.compile(r"(Registration|Heartbeat) failed .*; next in ([\d.]+) s$")
-UNSEEN = re.compile(r"connection refused|no answer within")  # failures of which the peer may know nothing
+DROPPED = re.compile(r"(\d+) lines of the log were dropped")
+UNSEEN = re.compile(  # what the peer may know nothing of
+    r"connection refused|no answer within|No heartbeat accepted for two intervals|Registry is back"
+)
 OF_SERVICE = re.compile(r"Service is (DOWN|READY)|Health probe|Service has changed|Waiting for the service")
 FLOOD = 50  # lines
 MANY_DESCRIPTORS = 12
@@ -43,6 +46,11 @@ class Times(NamedTuple):
         """The longest that a dead service may still get a heartbeat: three probes, the waits between, one request."""
         spacing = min(2.0, self.interval / 2)
         return self.retries * self.health_timeout + (self.retries - 1) * spacing + self.registry_timeout + self.slack
+
+    @property
+    def usual(self) -> float:
+        """The longest until the agent's next step is over that nothing hinders."""
+        return self.interval + self.health_timeout + self.registry_timeout + self.slack
 
 
 class Lateness:
@@ -91,6 +99,8 @@ class Watch:
         self._stamp: object = None
         self._refreshed_at = -math.inf
         self._announced: list[tuple[float, float]] = []
+        self._may_register_at = -math.inf  # a registration was asked to wait until then
+        self._lost_lines, self._read_since = 0, -math.inf  # the log has to tell of so many
 
     @property
     def waiting(self) -> bool:
@@ -104,26 +114,46 @@ class Watch:
         self._sane_since = None
         self._settled = self._settled and keeps
 
-    def restore(self, cause: str, now: float, within: float = 0.0) -> None:
-        """End a fault. After the last one, the agent must be back within one interval (`within`, if it is longer)."""
+    def restore(self, cause: str, now: float, within: float | None = None) -> None:
+        """End a fault. After the last one, the agent must be back within so many seconds.
+
+        None means one interval.
+        """
         self.causes.remove(cause)
-        self._within = max(self._within, within)
+        self._within = max(self._within, self.times.interval if within is None else within)
         if not self.causes:
             self._sane_since = now
 
     def restarted(self) -> None:
-        """Forget what the process before this one announced."""
+        """Forget what the process before this one announced, and what it was asked."""
         self._announced.clear()
+        self._may_register_at = -math.inf
+
+    def asked_to_wait(self, now: float, seconds: float) -> None:
+        """Note that a registration is refused with this Retry-After."""
+        self._may_register_at = now + seconds
+
+    def expect_loss(self, lines: int, now: float) -> None:
+        """Note that the log is read again: it must soon tell of so many lost lines at least."""
+        self._lost_lines, self._read_since = lines, now
 
     def said(self, line: str, now: float) -> str:
-        """Take a line of the log, for the waits that the agent announces."""
+        """Take a line of the log, for announced waits and for lines that were dropped."""
+        if loss := DROPPED.search(line):
+            least, self._lost_lines = self._lost_lines, 0
+            told = int(loss[1])
+            return f"{least} lines at least were dropped, not {told}" if told < least else ""
         found = ANNOUNCEMENT.search(line)
         if not found:
             return ""
         wait = float(found[2])
+        lowest, highest = 0.95, LONGEST_WAIT + 300  # the log shows tenths
+        if found[1] == "Heartbeat":
+            lowest, highest = 0.0, self.times.ttl  # none may wait for longer than a record lives
+        if not lowest <= wait <= highest:
+            return f"a wait of {wait:g} s was announced"
         self._announced = [*self._announced[-20:], (now, wait)]
-        lowest = 0.95 if found[1] == "Registration" else 0.0  # the log shows tenths
-        return "" if lowest <= wait <= LONGEST_WAIT + 300 else f"a wait of {wait:g} s was announced"
+        return ""
 
     def see(self, now: float, record: Mapping[str, object] | None) -> str:
         """Take a look at the record."""
@@ -137,6 +167,10 @@ class Watch:
         if record is not None and now > self.dead_since + self.times.death + self.times.ttl + self._lateness():
             self.dead_since = math.inf
             return "the record of a dead service does not expire"
+        read_for = now - self._read_since - self.late.since(self._read_since)
+        if self._lost_lines > 0 and read_for > self.times.usual:
+            self._lost_lines = 0
+            return "the log does not tell of the lines that were dropped"
         return self._see_back(now, record)
 
     def _see_back(self, now: float, record: Mapping[str, object] | None) -> str:
@@ -164,22 +198,25 @@ class Watch:
     def due(self) -> float:
         """Return the moment by which the agent has to be back; only while it is waited for.
 
-        One interval, or the wait that it announced last. A request that was under way when all became sane may
-        fail as yet, so its announcement counts; a later one does not.
+        What was promised, or the wait that it announced last. A request that was under way when all
+        became sane may fail as yet, so its announcement counts; a later one does not.
         """
         assert self._sane_since is not None
         since, late = self._sane_since, self.late.since(self._sane_since)
-        due = since + max(self.times.interval, self._within)
+        due = since + self._within
         for at, wait in self._announced:
             if at <= since + self.times.registry_timeout + 0.5 + late:
                 due = max(due, at + wait)
-        return due + self.times.health_timeout + self.times.registry_timeout + self.times.slack + late
+        return due + self.times.usual - self.times.interval + late
 
     def request(self, now: float, operation: str) -> str:
         """Take a request of the agent to the registry."""
         dead = now - self.dead_since
         if operation in ("heartbeat", "register") and dead > self.times.death + self._lateness():
             return f"a {operation} {dead:.1f} s after the service died ({self.times.death:.1f} s promised)"
+        if operation == "register" and now < self._may_register_at:
+            early = self._may_register_at - now
+            return f"a registration {early:.1f} s before Retry-After allows it"
         return ""
 
     def _lateness(self) -> float:
@@ -194,6 +231,11 @@ def flooded(times: Sequence[float], window: float) -> int:
 def about_registry(lines: Sequence[str]) -> int:
     """Return how many lines must each have an event behind it that the registry has seen."""
     return sum(not (UNSEEN.search(line) or OF_SERVICE.search(line)) for line in lines)
+
+
+def dropped(lines: Sequence[str]) -> int:
+    """Return how many more there were that nobody could read."""
+    return sum(int(found[1]) for line in lines if (found := DROPPED.search(line)))
 
 
 class Sample(NamedTuple):

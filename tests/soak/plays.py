@@ -1,44 +1,38 @@
-"""How each kind of fault is played: a generator that begins it, yields, and ends it when it is resumed.
-
-What it yields are the seconds within which the agent must be back, 0 for the usual promise.
-"""
+"""How each kind of fault is played: a generator that begins it, yields, and then ends it."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from peers.faults import Fault, resolve
+from peers.faults import Fault
 from peers.registry import STORES
 from peers.server import Exchange
 
+from soak.catalogue import named_fault
 from soak.schedule import Episode
+from soak.unit import Aim, Unit
 
 if TYPE_CHECKING:
-    from soak.world import Unit, World
+    from soak.world import World
 
-ANY_OPERATION = "*"
 ACKNOWLEDGED = "record lost, heartbeats acknowledged"
+REGISTERED = r"^\S+ INFO Service registered successfully"  # no words of a peer
 DRAIN = 0.5  # seconds
+IDLE = 0.2  # seconds
+LEFT_OVER = 2  # lines: one fits into the pipe behind the filler, one waits in the agent
 
 
-class Aim(NamedTuple):
-    """A fault that waits for the requests of one agent to the registry; `once`: for one of them only."""
-
-    operation: str
-    name: str
-    fault: Fault
-    once: bool
-
-
-def named_fault(name: str) -> Fault:
-    """Return the fault of the catalogue, with a parameter where the name has one: "slow 0.3"."""
-    kind, _, parameter = name.partition(" ")
-    return resolve([kind, float(parameter)] if parameter else kind)
+@contextlib.contextmanager
+def aimed(unit: Unit, operation: str, name: str) -> Iterator[None]:
+    """Let a fault meet all of an agent's requests of this kind to the registry meanwhile."""
+    aim = Aim(operation, name, named_fault(name), once=False)
+    unit.aim(aim)
+    yield
+    unit.unaim(aim)
 
 
 @contextlib.contextmanager
@@ -54,11 +48,19 @@ class Plays:
 
     def __init__(self, world: World) -> None:
         self.world, self.registry = world, world.registry
-        self.on_agent: Mapping[str, Callable[[Episode, Unit], Iterator[float]]] = {
+        self.on_agent: Mapping[str, Callable[[Episode, Unit], Iterator[None]]] = {
             "one heartbeat fails": self.one_request,
+            "one heartbeat is asked to wait": self.one_request,
             "one probe fails": self.one_probe,
             "the list fails": self.next_list,
+            "the list is useless, registrations fail": self.useless_lists,
+            "new version, registrations fail": self.new_version_refused,
+            "first address dead": self.first_address_dead,
+            "log not read": self.log_not_read,
             "requests fail": self.requests,
+            "a website in its place": self.requests,
+            "heartbeats are asked to wait": self.requests,
+            "registrations are asked to wait": self.requests,
             "hollow answers": self.requests,
             "record lost": self.lost,
             ACKNOWLEDGED: self.acknowledged,
@@ -68,10 +70,11 @@ class Plays:
             "service misbehaves": self.service_misbehaves,
             "service restarted with a new version": self.service_stopped,
             "agent frozen": self.frozen,
+            "agent frozen beyond the TTL": self.frozen_long,
             "agent killed": self.killed,
             "agent stopped and started": self.stopped,
         }
-        self.on_registry: Mapping[str, Callable[[Episode], Iterator[float]]] = {
+        self.on_registry: Mapping[str, Callable[[Episode], Iterator[None]]] = {
             "registry stopped": self.registry_stopped,
             "registry paused": self.registry_paused,
             **{f"store {state}": self.store for state in STORES if state != "up"},
@@ -86,32 +89,67 @@ class Plays:
 
     # ---- the registry, as one agent sees it
 
-    def one_request(self, episode: Episode, unit: Unit) -> Iterator[float]:
+    def one_request(self, episode: Episode, unit: Unit) -> Iterator[None]:
         aim = Aim(episode.operation, episode.fault, named_fault(episode.fault), once=True)
         unit.aim(aim)
-        yield 0
+        yield
         unit.unaim(aim)
 
-    def next_list(self, episode: Episode, unit: Unit) -> Iterator[float]:
+    def next_list(self, episode: Episode, unit: Unit) -> Iterator[None]:
         """Whenever it comes: this one stays until it is met."""
         unit.aim(Aim(episode.operation, episode.fault, named_fault(episode.fault), once=True))
-        yield 0
+        yield
 
-    def requests(self, episode: Episode, unit: Unit) -> Iterator[float]:
-        aim = Aim(episode.operation, episode.fault, named_fault(episode.fault), once=False)
+    def requests(self, episode: Episode, unit: Unit) -> Iterator[None]:
+        """Where no registration is accepted meanwhile, none may seem so to the agent."""
+        before = unit.sidecar.count(REGISTERED)
+        with aimed(unit, episode.operation, episode.fault):
+            if episode.operation == "register":  # which nobody would ask for
+                self.registry.forget(unit.name)
+            yield
+            registered = unit.sidecar.count(REGISTERED) > before
+        if registered and episode.operation != "heartbeat" and episode.kind != "hollow answers":
+            self.world.violation(unit, f"{episode.fault} was taken for an acceptance")
+
+    def useless_lists(self, episode: Episode, unit: Unit) -> Iterator[None]:
+        """Each look that tells nothing is worth one registration at most, whatever comes of it."""
+        unit.unaim_all(operation="list")
+        before = unit.asked.copy()
+        refusal = "status_429" if episode.toss else "status_500"
+        with aimed(unit, "list", episode.fault), aimed(unit, "register", refusal):
+            yield
+        asked = unit.asked - before
+        if asked["register"] > asked["list"]:
+            self.world.violation(
+                unit, f"{asked['register']} registrations for {asked['list']} useless lists"
+            )
+
+    def new_version_refused(self, episode: Episode, unit: Unit) -> Iterator[None]:
+        unit.new_version()
+        with aimed(unit, episode.operation, episode.fault):
+            yield
+
+    def first_address_dead(self, episode: Episode, unit: Unit) -> Iterator[None]:
+        """Of the registry's name, the service's or both; and no connection to either is kept."""
+
+        def close(exchange: Exchange) -> None:
+            exchange.close_connection = True
+            exchange.sane()
+
+        aim = Aim("*", episode.kind, close, once=False)
+        unit.service.keep_alive = False
         unit.aim(aim)
-        if episode.operation == "register":  # which nobody would ask for
-            self.registry.forget(unit.name)
-        yield 0
+        unit.lead(dead_first=episode.operation.split(" and "))
+        yield
+        unit.lead()
         unit.unaim(aim)
+        unit.service.keep_alive = True
 
-    def lost(self, _episode: Episode, unit: Unit) -> Iterator[float]:
+    def lost(self, _episode: Episode, unit: Unit) -> Iterator[None]:
         self.registry.forget(unit.name)
-        yield 0
+        yield
 
-    def acknowledged(self, episode: Episode, unit: Unit) -> Iterator[float]:
-        """From now on the promise counts: ten intervals."""
-
+    def acknowledged(self, episode: Episode, unit: Unit) -> Iterator[None]:
         def acknowledge(exchange: Exchange) -> None:
             if self.registry.record(unit.name):
                 unit.unaim(aim)
@@ -122,43 +160,43 @@ class Plays:
         aim = Aim("heartbeat", episode.kind, acknowledge, once=False)
         self.registry.forget(unit.name)
         unit.aim(aim)
-        yield 10 * self.world.times.interval
+        yield
 
     # ---- the service
 
-    def one_probe(self, episode: Episode, unit: Unit) -> Iterator[float]:
+    def one_probe(self, episode: Episode, unit: Unit) -> Iterator[None]:
         unit.service.play("health", self._counted(episode.fault))
-        yield 0
+        yield
         unit.service.sane()
 
-    def service_misbehaves(self, episode: Episode, unit: Unit) -> Iterator[float]:
+    def service_misbehaves(self, episode: Episode, unit: Unit) -> Iterator[None]:
         with dead(unit):
             unit.service.play("health", self._counted(episode.fault), times=None)
-            yield 0
+            yield
             unit.service.sane()
 
-    def service_stopped(self, episode: Episode, unit: Unit) -> Iterator[float]:
+    def service_stopped(self, episode: Episode, unit: Unit) -> Iterator[None]:
         with dead(unit):
             unit.service.stop()
-            yield 0
-            if episode.new_version or "new version" in episode.kind:
+            yield
+            if episode.toss or "new version" in episode.kind:
                 unit.new_version()
             unit.service.start()
 
-    def service_paused(self, episode: Episode, unit: Unit) -> Iterator[float]:
+    def service_paused(self, episode: Episode, unit: Unit) -> Iterator[None]:
         with dead(unit):
             unit.service.pause()
-            yield 0
-            if episode.new_version:
+            yield
+            if episode.toss:
                 unit.service.stop()
                 unit.new_version()
                 unit.service.start()
             unit.service.resume()
 
-    def service_unhealthy(self, _episode: Episode, unit: Unit) -> Iterator[float]:
+    def service_unhealthy(self, _episode: Episode, unit: Unit) -> Iterator[None]:
         with dead(unit):
             unit.service.healthy = False
-            yield 0
+            yield
             unit.service.healthy = True
 
     def _counted(self, name: str) -> Fault:
@@ -173,76 +211,91 @@ class Plays:
 
     # ---- the agent
 
-    def frozen(self, _episode: Episode, unit: Unit) -> Iterator[float]:
-        unit.frozen = True
-        unit.sidecar.process.send_signal(signal.SIGSTOP)
-        yield 0
-        unit.sidecar.process.send_signal(signal.SIGCONT)
-        unit.awake_at = time.monotonic()
-        unit.frozen = False
+    def log_not_read(self, _episode: Episode, unit: Unit) -> Iterator[None]:
+        """Each heartbeat has its line; all but the first ones have to be counted as dropped."""
+        unit.sidecar.stop_reading()
+        before = unit.asked["heartbeat"]
+        yield
+        unit.sidecar.read_again()
+        with unit.lock:
+            lines = unit.asked["heartbeat"] - before - LEFT_OVER
+            unit.watch.expect_loss(lines, time.monotonic())
 
-    def killed(self, _episode: Episode, unit: Unit) -> Iterator[float]:
+    def frozen(self, _episode: Episode, unit: Unit) -> Iterator[None]:
+        unit.freeze()
+        yield
+        unit.thaw()
+
+    def frozen_long(self, _episode: Episode, unit: Unit) -> Iterator[None]:
+        """What is asked just before may be answered just after: then nobody knows what is first."""
+        idle = time.monotonic() - unit.asked_at > IDLE
+        unit.freeze()
+        yield
+        unit.register_first = idle and not self.world.outage
+        unit.thaw()
+
+    def killed(self, _episode: Episode, unit: Unit) -> Iterator[None]:
         unit.kill()
-        yield 0
+        yield
         unit.start()
 
-    def stopped(self, _episode: Episode, unit: Unit) -> Iterator[float]:
+    def stopped(self, _episode: Episode, unit: Unit) -> Iterator[None]:
         self.world.terminate(unit)
-        yield 0
+        yield
         unit.start()
 
     # ---- the registry, as everybody sees it
 
-    def registry_stopped(self, episode: Episode) -> Iterator[float]:
+    def registry_stopped(self, episode: Episode) -> Iterator[None]:
         self.registry.stop()
-        yield 0
+        yield
         if episode.kind == "registry restarted empty":
             self.registry.forget()
         self.registry.start()
 
-    def registry_paused(self, _episode: Episode) -> Iterator[float]:
+    def registry_paused(self, _episode: Episode) -> Iterator[None]:
         self.registry.pause()
-        yield 0
+        yield
         self.registry.resume()
         time.sleep(DRAIN)  # what was asked meanwhile is answered now, though nobody waits for it any more
 
-    def store(self, episode: Episode) -> Iterator[float]:
+    def store(self, episode: Episode) -> Iterator[None]:
         self.registry.store = episode.kind.removeprefix("store ")
-        yield 0
+        yield
         self.registry.store = "up"
 
-    def all_lost(self, _episode: Episode) -> Iterator[float]:
+    def all_lost(self, _episode: Episode) -> Iterator[None]:
         self.registry.forget()
-        yield 0
+        yield
 
-    def all_expired(self, _episode: Episode) -> Iterator[float]:
+    def all_expired(self, _episode: Episode) -> Iterator[None]:
         self.registry.expire()
-        yield 0
+        yield
 
-    def idle_dropped(self, _episode: Episode) -> Iterator[float]:
+    def idle_dropped(self, _episode: Episode) -> Iterator[None]:
         before = self.registry.idle_timeout
         peers = (self.registry, *(unit.service for unit in self.world.units))
         for peer in peers:
             peer.idle_timeout = self.world.times.interval / 4
-        yield 0
+        yield
         for peer in peers:
             peer.idle_timeout = before
 
-    def none_kept(self, _episode: Episode) -> Iterator[float]:
+    def none_kept(self, _episode: Episode) -> Iterator[None]:
         peers = (self.registry, *(unit.service for unit in self.world.units))
         for peer in peers:
             peer.keep_alive = False
-        yield 0
+        yield
         for peer in peers:
             peer.keep_alive = True
 
-    def limited(self, _episode: Episode) -> Iterator[float]:
+    def limited(self, _episode: Episode) -> Iterator[None]:
         self.registry.limits = {"register": (0, 1.0), "heartbeat": (0, 1.0)}
-        yield 0
+        yield
         self.registry.limits = {}
 
-    def token_changed(self, _episode: Episode) -> Iterator[float]:
+    def token_changed(self, _episode: Episode) -> Iterator[None]:
         token = self.world.new_token()
         self.registry.token = token
-        yield 0
+        yield
         self.world.hand_out(token)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 
-from peers.faults import FAULTS
-
+from soak.catalogue import ALL
 from soak.invariants import Back, growth
-from soak.schedule import KEEPING, KINDS
+from soak.schedule import KINDS
 from soak.world import World
 
 Say = Callable[[str], object]
@@ -40,7 +39,7 @@ def table(played: dict[str, int], backs: Iterable[Back]) -> Iterator[str]:
     yield "| fault | played | slowest back | promised, slack included |"
     yield "|---|---:|---:|---:|"
     for kind in KINDS:
-        if kind in KEEPING:
+        if KINDS[kind].keeps:
             times = "never away | |"
         elif kind in worst:
             times = f"{worst[kind].took:.1f} s | {worst[kind].promised:.1f} s |"
@@ -52,9 +51,14 @@ def table(played: dict[str, int], backs: Iterable[Back]) -> Iterator[str]:
 def summary(world: World) -> Iterator[str]:
     """Yield lines about the whole run."""
     units = world.units
-    catalogue = {name for _, name in world.met if name in FAULTS}
+    missed = sorted(ALL.keys() - {name for _, name in world.met})
+    met = len(ALL) - len(missed)
     yield ""
-    yield f"faults of the catalogue met: {len(catalogue)} of {len(FAULTS)}, in {world.met.total()} exchanges"
+    yield f"faults of the catalogue met: {met} of {len(ALL)}, in {world.met.total()} exchanges"
+    if missed:
+        yield f"not met: {', '.join(missed)}"
+    if unplayed := [kind for kind in KINDS if kind not in world.played]:
+        yield f"not played: {', '.join(unplayed)}"
     requests = sum(world.registry.count(operation) for operation in ("register", "heartbeat", "list", "deregister"))
     yield f"requests: {requests} to the registry, {sum(unit.service.count() for unit in units)} probes"
     yield f"log: {sum(len(unit.sidecar.lines) for unit in units)} lines of {len(units)} agents"

@@ -7,61 +7,79 @@ episode of their own besides. Between two rounds all is sane until everybody is 
 
 from __future__ import annotations
 
+import collections
 import itertools
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from peers.faults import FAULTS
 from peers.registry import DIALECTS
 
-WITHOUT_OUTAGE = 3  # every so many rounds
+from soak.catalogue import (
+    RETRY_LATER,
+    RETRY_SOON,
+    anything,
+    failing,
+    failing_or_slow,
+    hollow,
+    unhealthy,
+    useless,
+)
+
+WITHOUT_OUTAGE = 2  # every so many rounds
 STRETCH = 7  # intervals that such a round takes about
 MIXED = 0.4  # how often an agent has an episode of its own during an outage
 
-# These come with a head that says 2xx, so an agent may take them for an acceptance, or for good health. Python's
-# http.client takes a head that breaks off for a whole one.
-ACKNOWLEDGING = frozenset({
-    "cut_headers", "status_204", "status_206", "empty", "long_length", "short_length", "bad_length", "two_lengths",
-    "broken_chunks", "endless_chunk_line", "many_headers", "gzip_not", "gzip_bomb", "huge_body", "huge_chunked",
-    "endless_body", "drip_body", "deep_json", "json_text", "not_utf8", "nan_json", "huge_int_json",
-    "surrogate_json", "json_list", "json_null", "json_nested", "json_huge_strings",
-})  # fmt: skip
-SLOW = [f"slow {tenths / 10:g}" for tenths in range(1, 7)]  # late, but perhaps within the deadline
-FAILING = sorted(set(FAULTS) - ACKNOWLEDGING)
-ANY = [*sorted(FAULTS), *SLOW]
-
-
 class Kind(NamedTuple):
-    """A kind of episode: how often it is drawn, and how long it lasts, in heartbeat intervals."""
+    """A kind of episode: how often it is drawn, how long it lasts, what it may cost.
+
+    Times are in heartbeat intervals. Where it keeps the record, that must be there all the time.
+    """
 
     weight: int
     shortest: float
     longest: float
     operations: tuple[str, ...] = ()
-    faults: Collection[str] = ()
+    faults: Callable[[], Collection[str]] = tuple
+    keeps: bool = False
+    back: float = 1.0  # the agent is back within so many, beside the deadlines of its requests
 
 
-# Within an interval a single fault is met, and within another one, at the end of the TTL, it shows its harm.
-ONE = 2.5
+# Within an interval a fault is met, and within another one, at the end of the TTL, it shows its harm.
+MET, ONE = 1.2, 2.5
+A_LOOK = (10, 12)  # intervals in which an agent looks at the list
 AGENT_KINDS: Mapping[str, Kind] = {
     # One fault, which never costs the record.
-    "one heartbeat fails": Kind(6, ONE, ONE, ("heartbeat",), [*FAILING, *SLOW]),
-    "one probe fails": Kind(4, ONE, ONE, ("health",), ANY),
-    "the list fails": Kind(1, 0, 0, ("list",), ANY),
+    "one heartbeat fails": Kind(6, ONE, ONE, ("heartbeat",), failing_or_slow, keeps=True),
+    "one heartbeat is asked to wait": Kind(
+        2, ONE, ONE, ("heartbeat",), RETRY_LATER.copy, keeps=True
+    ),
+    "one probe fails": Kind(4, ONE, ONE, ("health",), anything, keeps=True),
+    "the list fails": Kind(1, 0, 0, ("list",), anything, keeps=True),
+    # Nor do these, though they last.
+    "the list is useless, registrations fail": Kind(1, *A_LOOK, ("list",), useless, keeps=True),
+    "new version, registrations fail": Kind(1, MET, 4, ("register",), failing, keeps=True),
+    "first address dead": Kind(
+        2, 3, 5, ("registry", "service", "registry and service"), keeps=True
+    ),
+    "log not read": Kind(1, 4, 7, keeps=True),
     # The registry, as this agent alone sees it.
-    "requests fail": Kind(3, 0.5, 4, ("heartbeat", "register", "*"), FAILING),
-    "hollow answers": Kind(3, 0.5, 3, ("heartbeat", "register", "*"), sorted(ACKNOWLEDGING)),
+    "requests fail": Kind(3, MET, 4, ("heartbeat", "register", "*"), failing),
+    "a website in its place": Kind(1, MET, 3, ("register", "*"), ["web page"].copy),
+    "heartbeats are asked to wait": Kind(1, MET, 5, ("heartbeat",), RETRY_LATER.copy),
+    "registrations are asked to wait": Kind(2, MET, 3, ("register",), RETRY_SOON.copy),
+    "hollow answers": Kind(5, MET, 3, ("heartbeat", "register", "*"), hollow),
     "record lost": Kind(2, 0, 0),
-    "record lost, heartbeats acknowledged": Kind(1, 0, 0),
+    "record lost, heartbeats acknowledged": Kind(1, 0, 0, back=10),
     # The service.
     "service stopped": Kind(2, 0.2, 7),
     "service paused": Kind(2, 0.2, 7),
     "service unhealthy": Kind(1, 0.2, 7),
-    "service misbehaves": Kind(2, 0.5, 6, ("health",), FAILING),
+    "service misbehaves": Kind(2, MET, 6, ("health",), unhealthy),
     "service restarted with a new version": Kind(2, 0.05, 0.3),
-    # The agent itself.
-    "agent frozen": Kind(2, 0.2, 5),
+    # The agent itself. The TTL is two intervals.
+    "agent frozen": Kind(2, 0.2, 1.8),
+    "agent frozen beyond the TTL": Kind(2, 2.2, 6, back=0),
     "agent killed": Kind(2, 0.1, 3),
     "agent stopped and started": Kind(2, 0.1, 2),
 }
@@ -76,14 +94,13 @@ REGISTRY_KINDS: Mapping[str, Kind] = {
     "registry restarted empty": Kind(2, 0.1, 2),
     "all records lost": Kind(1, 0, 0),
     "all records expired": Kind(1, 0, 0),
-    "idle connections dropped": Kind(2, ONE, ONE),
-    "no connection kept": Kind(1, ONE, ONE),
+    "idle connections dropped": Kind(2, ONE, ONE, keeps=True),
+    "no connection kept": Kind(1, ONE, ONE, keeps=True),
     "rate limited": Kind(1, 1, 3),
     "token changed": Kind(1, 0.5, 3),
 }
 KINDS = {**AGENT_KINDS, **REGISTRY_KINDS}
 RESTARTS = ("agent killed", "agent stopped and started")
-KEEPING = ("one heartbeat fails", "one probe fails", "the list fails", "idle connections dropped", "no connection kept")
 ALONE = ("idle connections dropped", "no connection kept")  # outages that nothing else may disturb
 
 
@@ -95,16 +112,11 @@ class Episode(NamedTuple):
     length: float
     operation: str = ""
     fault: str = ""
-    new_version: bool = False
+    toss: bool = False  # of a coin, for what can be played in two ways
 
     def __str__(self) -> str:
         how = f" ({self.fault} on {self.operation})" if self.fault else ""
         return f"{self.kind}{how} for {self.length:.1f} s"
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the record must be there all the time."""
-        return self.kind in KEEPING
 
 
 class Round(NamedTuple):
@@ -128,22 +140,22 @@ def rounds(seed: int, agents: int, interval: float, only: Collection[str] = ()) 
     draw_outage = _drawer(rng, only, REGISTRY_KINDS)
     if not (draw_kind or draw_outage):
         raise ValueError(f"no kind of fault is left; there are: {', '.join(KINDS)}")
-    faults = {kind: deck(rng, how.faults) for kind, how in AGENT_KINDS.items() if how.faults}
+    played: collections.Counter[str] = collections.Counter()
 
     def episode(kind: str) -> Episode:
         how = KINDS[kind]
         length = rng.uniform(how.shortest, how.longest) * interval
         operation = rng.choice(how.operations) if how.operations else ""
-        fault = next(faults[kind]) if how.faults else ""
+        fault = rarest(rng, how.faults(), played) if how.faults() else ""
+        played[fault] += 1
         return Episode(kind, rng.uniform(0, interval), length, operation, fault, rng.random() < 0.5)
 
     def track(draw: Callable[[], str] | None, outage: Episode | None) -> Iterator[Episode]:
         if draw is None:
             return
         if outage:
-            drawn = episode(draw())
-            if rng.random() < MIXED and _goes_with(drawn, outage):
-                yield drawn
+            if rng.random() < MIXED and _goes_with(kind := draw(), outage.kind):
+                yield episode(kind)
             return
         left = STRETCH * interval
         while left > 0:
@@ -160,12 +172,17 @@ def rounds(seed: int, agents: int, interval: float, only: Collection[str] = ()) 
         yield Round(number, rng.choice(DIALECTS), outage, tracks, rng.uniform(0.2, 1.0) * interval)
 
 
-def _goes_with(episode: Episode, outage: Episode) -> bool:
+def _goes_with(kind: str, outage: str) -> bool:
     """Tell whether both together still leave it clear who owes what by when."""
-    return outage.kind not in ALONE and episode.kind.startswith(("service", "agent")) and (
-        # What was asked during a pause is answered after it, when a heartbeat may be old.
-        outage.kind != "registry paused" or episode.kind.startswith("agent")
-    )  # fmt: skip
+    # What was asked during a pause is answered after it, when a heartbeat may be old.
+    fitting = ("agent",) if outage == "registry paused" else ("agent", "service")
+    return outage not in ALONE and kind.startswith(fitting)
+
+
+def rarest(rng: random.Random, faults: Collection[str], played: Mapping[str, int]) -> str:
+    """Return one of those that were played least so far, so that before long each is."""
+    least = min(played.get(fault, 0) for fault in faults)
+    return rng.choice([fault for fault in faults if played.get(fault, 0) == least])
 
 
 def deck(rng: random.Random, cards: Iterable[str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import tempfile
@@ -18,16 +19,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from harness import Sidecar, odd_lines
-from peers.faults import Fault
+from harness import AGENT, odd_lines
 from peers.registry import Registry
-from peers.server import Exchange
-from peers.service import ToyService
+from peers.server import Exchange, Request
 
-import healthcheck
-from soak.invariants import FLOOD, LATE, Sample, Times, Watch, about_registry, flooded, resources
-from soak.plays import ACKNOWLEDGED, ANY_OPERATION, Aim, Plays
-from soak.schedule import ALONE, Episode, Round
+from soak.catalogue import retry_after
+from soak.invariants import FLOOD, LATE, Sample, Times, about_registry, dropped, flooded, resources
+from soak.plays import ACKNOWLEDGED, Plays
+from soak.schedule import ALONE, KINDS, Episode, Round
+from soak.unit import ANY_OPERATION, Aim, DeadPort, Unit
 
 LOOK_EVERY = 0.02  # seconds
 CHECK_EVERY = 10  # looks, for health and lateness
@@ -49,103 +49,18 @@ class Violation(NamedTuple):
     tail: list[str]
 
 
-class Unit:
-    """One agent with its service, and what is known of both."""
-
-    def __init__(self, number: int, world: World) -> None:
-        self.name = f"soak_{number}"
-        self.lock = world.lock
-        self.service = ToyService(version="1")
-        self.watch = Watch(world.times, version="1")
-        self.sidecar = Sidecar(
-            world.registry,
-            self.service,
-            SERVICE_NAME=self.name,
-            HEARTBEAT_INTERVAL=world.times.interval,
-            SERVICE_HEALTH_TIMEOUT=world.times.health_timeout,
-            SERVICE_HEALTH_RETRIES=world.times.retries,
-            REGISTRY_TIMEOUT=world.times.registry_timeout,
-            REGISTRY_TOKEN_FILE=world.token_file,
-            INITIAL_WAIT_TIMEOUT=86400,  # so that a dead service is never registered
-        )
-        if world.agent:
-            self.sidecar.script = [str(world.agent)]
-        self.running = False
-        self.frozen = False
-        self.awake_at = 0.0  # since when it is running and not frozen
-        self.doing: list[str] = []  # the episodes under way, for a report
-        self.events = 0  # requests to the registry, and what else is worth a line
-        self.aims: list[Aim] = []
-        self.lives: list[list[Sample]] = []
-        self.read = 0  # lines of the log that were looked at
-        self.run_delay = 0.0  # seconds that the process had to wait for a processor
-
-    def start(self) -> None:
-        self.sidecar.start()
-        self.lives.append([])
-        self.run_delay = 0.0
-        self.events += 4  # the lines of every start and stop
-        self.awake_at = time.monotonic()
-        self.watch.restarted()
-        self.running = True
-
-    def reap(self, timeout: float) -> int:
-        """Wait for the process to end; return its exit code. Raises TimeoutExpired."""
-        code = self.sidecar.wait(timeout)
-        assert self.sidecar.process.stdout is not None
-        self.sidecar.process.stdout.close()
-        return code
-
-    def kill(self) -> None:
-        """End the process by SIGKILL."""
-        self.leave()
-        self.sidecar.process.kill()
-        self.reap(10)
-
-    def clear_away(self) -> None:
-        """End whatever runs, and remove the files."""
-        if self.lives:  # it was started
-            self.leave()
-            self.sidecar.process.kill()
-            self.sidecar.close()
-        else:
-            self.sidecar.directory.cleanup()
-        self.service.stop()
-
-    def leave(self) -> None:
-        """Note that the process is about to end, and may."""
-        with self.lock:
-            self.running = False
-
-    def new_version(self) -> None:
-        """Give the service a new version, which the record must show."""
-        self.service.version = self.watch.version = str(int(self.watch.version) + 1)
-
-    def aim(self, aim: Aim) -> None:
-        """Let a fault wait for this agent's requests to the registry."""
-        with self.lock:
-            self.aims.append(aim)
-
-    def unaim(self, aim: Aim) -> None:
-        """Undo that, where the fault was not met."""
-        with self.lock, contextlib.suppress(ValueError):
-            self.aims.remove(aim)
-
-    def end_acknowledgement(self) -> None:
-        """End what may still wait for a heartbeat to see the record back: it is not to swallow the next fault."""
-        with self.lock:
-            self.aims[:] = [aim for aim in self.aims if aim.name != ACKNOWLEDGED]
-
-
 class World:
     """Everything that runs. A context manager: on leaving it, all is ended and removed.
 
-    Arguments: how many agents; the durations; the agent's file, None for the real one; stop_at_first, to end at the
-    first violation.
+    Arguments: how many agents; the durations; the agent's file, which has its healthcheck.py
+    beside it; stop_at_first, to end at the first violation.
     """
 
-    def __init__(self, agents: int, times: Times, agent: Path | None = None, stop_at_first: bool = False) -> None:
+    def __init__(
+        self, agents: int, times: Times, agent: Path = AGENT, stop_at_first: bool = False
+    ) -> None:
         self.times, self.agent, self.stop_at_first = times, agent, stop_at_first
+        self.healthcheck = runpy.run_path(str(agent.with_name("healthcheck.py")))
         self.directory = tempfile.TemporaryDirectory(prefix="soak-")
         self.token_file = Path(self.directory.name) / "token"
         self._tokens = itertools.count(1)
@@ -156,7 +71,8 @@ class World:
         )
         self.lock = threading.RLock()
         self.units = [Unit(number, self) for number in range(agents)]
-        self.names = {unit.name: unit for unit in self.units}
+        self.hosts = {unit.hosts["registry"]: unit for unit in self.units}
+        self.dead_ports: list[DeadPort] = []
         self.plays = Plays(self)
         self.violations: list[Violation] = []
         self.played: collections.Counter[str] = collections.Counter()  # kinds
@@ -165,7 +81,6 @@ class World:
         self.looks = 0
         self.began = time.monotonic()
         self.end = threading.Event()
-        self._connections: dict[int, Unit] = {}
         self._eyes = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
@@ -179,6 +94,8 @@ class World:
     def _start(self) -> None:
         self.registry.play(ANY_OPERATION, self._meet, times=None)
         self.registry.start()
+        for peer in (self.registry, *(unit.service for unit in self.units)):
+            self.dead_ports.append(DeadPort(peer.port))
         for unit in self.units:
             unit.service.start()
             unit.watch.disturb("start")
@@ -192,6 +109,8 @@ class World:
             self._eyes.join(10)
         for unit in self.units:
             unit.clear_away()
+        for dead in self.dead_ports:
+            dead.close()
         self.registry.stop()
         self.directory.cleanup()
 
@@ -220,44 +139,42 @@ class World:
 
     def _meet(self, exchange: Exchange) -> None:
         """Play what is aimed at the agent that asks, else give the sane answer."""
-        unit = self._who(exchange)
-        fault = None
-        if unit:
-            operation = exchange.asked.operation
-            with self.lock:
-                unit.events += 1
-                self._complain(unit, unit.watch.request(exchange.asked.at, operation))
-                if operation == "heartbeat":
-                    self._complain(unit, unit.watch.see(time.monotonic(), self.registry.record(unit.name)))
-                fault = self._take(unit, operation)
-        if fault:
-            fault(exchange)
+        asked = exchange.asked
+        unit = self.hosts.get(asked.headers["Host"].partition(":")[0])
+        if not unit or asked.operation not in ("register", "heartbeat", "list", "deregister"):
+            self.violation(unit, f"a request that no sidecar makes: {asked.method} {asked.path}")
+            exchange.sane()
+            return
+        with self.lock:
+            self._note(unit, asked)
+            aim = self._take(unit, asked.operation)
+            if aim and asked.operation == "register":
+                unit.watch.asked_to_wait(time.monotonic(), retry_after(aim.name))
+        if aim:
+            aim.fault(exchange)
         else:
             exchange.sane()
 
-    def _who(self, exchange: Exchange) -> Unit | None:
-        """Return who asks. GET /services does not tell, but comes on the connection of a heartbeat."""
-        asked = exchange.asked
-        name = None
-        if asked.operation in ("register", "heartbeat"):
-            with contextlib.suppress(ValueError, AttributeError):
-                name = asked.json().get("service_name")
-        elif asked.operation == "deregister":
-            name = asked.path.rpartition("/")[2]
-        elif asked.operation != "list":
-            self.violation(None, f"a request that no sidecar makes: {asked.method} {asked.path}")
-        unit = self.names.get(str(name)) or self._connections.get(asked.connection)
-        if unit:
-            self._connections[asked.connection] = unit
-        return unit
+    def _note(self, unit: Unit, asked: Request) -> None:
+        """Judge a request to the registry."""
+        unit.events += 1
+        unit.asked[asked.operation] += 1
+        unit.asked_at = asked.at
+        self._complain(unit, unit.watch.request(asked.at, asked.operation))
+        if asked.operation == "heartbeat":
+            self._complain(unit, unit.watch.see(time.monotonic(), self.registry.record(unit.name)))
+            # Without a probe before it, it was about to be sent when the agent froze.
+            if unit.register_first and unit.service.requests[-1].at > unit.awake_at:
+                self.violation(unit, "a heartbeat, not a registration, after longer than the TTL")
+        unit.register_first = False
 
-    def _take(self, unit: Unit, operation: str) -> Fault | None:
+    def _take(self, unit: Unit, operation: str) -> Aim | None:
         for aim in unit.aims:
             if aim.operation in (ANY_OPERATION, operation):
                 if aim.once:
                     unit.aims.remove(aim)
                 self.met[operation, aim.name] += 1
-                return aim.fault
+                return aim
         return None
 
     # ---- the eyes
@@ -306,11 +223,12 @@ class World:
         if unit.frozen or now < unit.awake_at + WAKING + unit.watch.late.since(unit.awake_at):
             return
         try:
-            line = healthcheck.read(str(unit.sidecar.heartbeat_file))
+            line = self.healthcheck["read"](str(unit.sidecar.heartbeat_file))
         except OSError as error:
             self.violation(unit, f"no heartbeat file: {error.strerror}")
             return
-        well, sentence = healthcheck.judge(line, now - unit.watch.late.since(now - self.times.interval))
+        late = unit.watch.late.since(now - self.times.interval)
+        well, sentence = self.healthcheck["judge"](line, now - late)
         if not well:
             self.violation(unit, f"the health check says: {sentence}")
             unit.awake_at = now  # once is enough
@@ -377,7 +295,7 @@ class World:
 
     def _episode(self, episode: Episode, unit: Unit | None) -> Iterator[float]:
         """Begin an episode, yield the seconds that it lasts, end it."""
-        concerned = [unit] if unit else self.units
+        concerned, how = [unit] if unit else self.units, KINDS[episode.kind]
         with self.lock:
             self.played[episode.kind] += 1
             if unit:
@@ -385,18 +303,18 @@ class World:
             else:
                 self.outage = episode.kind
             for each in concerned:
-                each.end_acknowledgement()
+                each.unaim_all(name=ACKNOWLEDGED)
                 each.events += 1  # its end
-                each.watch.disturb(episode.kind, episode.keeps)
+                each.watch.disturb(episode.kind, how.keeps)
         plays = self.plays
         play = plays.on_agent[episode.kind](episode, unit) if unit else plays.on_registry[episode.kind](episode)
-        within = next(play)
+        next(play)
         if episode.length:
             yield episode.length
         next(play, None)
         with self.lock:
             for each in concerned:
-                each.watch.restore(episode.kind, time.monotonic(), within)
+                each.watch.restore(episode.kind, time.monotonic(), how.back * self.times.interval)
             if not unit:
                 self.outage = ""
 
@@ -425,9 +343,10 @@ class World:
         for unit in self.units:
             unit.doing.append("the end of the soak")
             if unit.running:
-                said = unit.sidecar.health("--ready")
-                if not unit.watch.waiting and said[0] != 0:
-                    self.violation(unit, f"healthcheck.py --ready at the end: {said}")
+                line = self.healthcheck["read"](str(unit.sidecar.heartbeat_file))
+                ready, sentence = self.healthcheck["judge"](line, time.monotonic(), ready=True)
+                if not unit.watch.waiting and not ready:
+                    self.violation(unit, f"healthcheck.py --ready at the end: {sentence}")
                 with self.lock:
                     unit.watch.disturb("the end")
                 self.terminate(unit)
@@ -439,7 +358,7 @@ class World:
             window = 5 * self.times.interval
             if (most := flooded(unit.sidecar.times, window)) > FLOOD:
                 self.violation(unit, f"{most} lines of log within {window:g} s")
-            lines = about_registry(unit.sidecar.lines)
+            lines = about_registry(unit.sidecar.lines) + dropped(unit.sidecar.lines)
             if lines > unit.events:
                 self.violation(unit, f"{lines} lines of log about the registry for {unit.events} events")
         left = self.registry.names()

@@ -1,0 +1,149 @@
+"""Delivers a signal to the real agent.py at each point at which CPython runs a signal handler.
+
+The points of one window, which reaches from one sleep of the agent to the next: a probe of the
+service and a request to the registry. Each point gets an agent of its own, forked from here after
+the slow imports, which runs from its first line to its end. Its time.monotonic and time.sleep are
+ours: a sleep takes no time.
+
+Arguments: agent.py; the built points.c; SIGTERM, or SIGALRM, at which the clock jumps past every
+deadline; the sleep at whose end the window begins, counted from 1; the stride. The environment
+holds the settings; `{point}` in one of them stands for the point's number.
+
+Prints a line of JSON for each point: its number and place, the exit code, stdout and stderr. That
+of point 0, where nothing is delivered, has the number of points as its place.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import faulthandler
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import types
+import warnings
+from pathlib import Path
+from typing import IO
+
+AT_ONCE = 2
+LIMIT = 6.0  # seconds for one agent, which needs a twentieth of one; then it hangs
+JUMP = 10.5  # seconds, more than the default deadlines and less than an interval
+SLEEPS_AFTER = 3  # after the window the agent goes on for so many sleeps; then SIGTERM comes
+LOST_STOP = 70  # exit code of an agent that went on after SIGTERM
+
+agent, library = sys.argv[1:3]
+number = signal.Signals[sys.argv[3]]
+window, stride = map(int, sys.argv[4:])
+
+points = ctypes.PyDLL(library)
+points.at_point.argtypes = [ctypes.c_int, ctypes.py_object]
+points.at_point.restype = None
+points.begin.argtypes = [
+    ctypes.c_int, ctypes.c_int, ctypes.c_double, ctypes.c_int, ctypes.py_object
+]  # fmt: skip
+points.monotonic.restype = ctypes.c_double
+points.advance.argtypes = [ctypes.c_double]
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import requests  # noqa: F401  # the slow part of what agent.py imports
+
+code = compile(Path(agent).read_text(), agent, "exec")
+gc.freeze()  # so that the children need not copy what only the collector would touch
+
+
+class Child:
+    """One agent, and what it leaves behind."""
+
+    def __init__(self, point: int) -> None:
+        self.point = point
+        self.slept = 0
+        self.files: dict[str, IO[str]] = {
+            name: tempfile.TemporaryFile("w+", errors="surrogateescape")  # noqa: SIM115
+            for name in ("place", "stdout", "stderr")
+        }
+        self.place = self.files["place"].fileno()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.run()
+
+    def run(self) -> None:
+        """Become the agent, and end with its exit code."""
+        os.dup2(self.files["stdout"].fileno(), 1)
+        os.dup2(self.files["stderr"].fileno(), 2)
+        faulthandler.dump_traceback_later(LIMIT, exit=True)
+        for name, value in os.environ.items():
+            os.environ[name] = value.replace("{point}", str(self.point))
+        random.seed(0)
+        time.monotonic = points.monotonic
+        time.sleep = self.sleep  # type: ignore[assignment]
+        signal.signal(signal.SIGQUIT, points.at_point)
+        main = types.ModuleType("__main__")
+        main.__file__ = agent
+        sys.modules["__main__"] = main
+        try:
+            exec(code, main.__dict__)
+        except SystemExit as end:
+            # The rest of the interpreter's end takes longer than the whole life of the agent.
+            gc.collect()
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+
+    def sleep(self, seconds: float) -> None:
+        """Stand in for time.sleep."""
+        passed = points.end()
+        points.advance(seconds)
+        self.slept += 1
+        if self.slept == window:
+            jump = JUMP if number == signal.SIGALRM else 0.0
+            points.begin(self.point, number, jump, self.place, signal.set_wakeup_fd)
+        elif self.slept == window + 1 and self.point == 0:
+            os.write(self.place, str(passed).encode())
+        elif self.slept == window + 1 + SLEEPS_AFTER:
+            delivered = self.point and os.fstat(self.place).st_size
+            if delivered and number == signal.SIGTERM:
+                os._exit(LOST_STOP)
+            signal.raise_signal(signal.SIGTERM)
+
+    def report(self, status: int) -> dict[str, object]:
+        """Print and return what came of it, once it has ended."""
+        result: dict[str, object] = {
+            "point": self.point,
+            "code": os.waitstatus_to_exitcode(status),
+        }
+        for name, file in self.files.items():
+            file.seek(0)
+            result[name] = file.read().rstrip("\n")
+            file.close()
+        print(json.dumps(result), flush=True)
+        return result
+
+
+def wait(running: dict[int, Child]) -> dict[str, object]:
+    """Wait until one of them has ended; return what it reports."""
+    pid, status = os.wait()
+    return running.pop(pid).report(status)
+
+
+def sweep() -> None:
+    """Give each point its agent, a few at once."""
+    first = Child(0)
+    count = int(str(wait({first.pid: first})["place"]))
+    running: dict[int, Child] = {}
+    for point in range(1, count + 1, stride):
+        if len(running) == AT_ONCE:
+            wait(running)
+        child = Child(point)
+        running[child.pid] = child
+    while running:
+        wait(running)
+
+
+sweep()
