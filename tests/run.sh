@@ -32,16 +32,17 @@ echo "Lint and types"
 "$python" -m mypy agent.py healthcheck.py docker/*.py tests
 
 fast="not slow and not docker"
+many="-n 8 --dist worksteal" # at once, for most of them wait most of the time
 if [ "$*" = all ]; then
   echo "Fast tests, with the coverage of agent.py and healthcheck.py in all processes that they start"
   "$python" -m coverage erase
-  check fast "$fast" -m coverage run -m pytest -n 10 --dist worksteal
+  check fast "$fast" -m coverage run -m pytest $many
   "$python" -m coverage combine --quiet || status=1
   "$python" -m coverage report || status=1
   echo "Slow tests, and those on a Docker engine"
   check slow "slow or docker" -m pytest -n 4 --dist loadfile --durations 10
-else # many at once, for most of them wait most of the time
-  check fast "$fast" -m pytest -n 12 --dist worksteal
+else
+  check fast "$fast" -m pytest $many
 fi
 "$python" tests/tally.py "$reports"/*.xml
 exit "$status"

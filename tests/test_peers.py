@@ -41,7 +41,7 @@ def open_to(peer: Peer) -> socket.socket:
     return socket.create_connection(("127.0.0.1", peer.port), timeout=10)
 
 
-def raw(peer: Peer, limit: int = 1 << 30, quiet: float = 5.0) -> bytes:
+def raw(peer: Peer, limit: int = 1 << 30, quiet: float = 30.0) -> bytes:
     """Send one GET; return what comes until the end, the limit, or so many seconds of silence."""
     with open_to(peer) as connection:
         connection.sendall(LAST_GET)
@@ -174,7 +174,7 @@ SEEN: dict[str, Callable[[bytes], bool]] = {
 @pytest.mark.parametrize("name", SEEN)
 def test_faults_as_seen_on_the_wire(peer: Peer, name: str) -> None:
     peer.play("any", name)
-    assert SEEN[name](raw(peer, 2_100_000, quiet=0.1 if name == "hang" else 5.0))
+    assert SEEN[name](raw(peer, 2_100_000, 0.1 if name == "hang" else 30.0))
 
 
 @pytest.mark.parametrize("name", faults.HEADLESS | faults.BODIES)

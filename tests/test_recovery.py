@@ -88,6 +88,15 @@ def test_a_service_that_never_gets_healthy_is_registered_all_the_same(registry: 
         assert registry.count("heartbeat") == 0
 
 
+def test_a_registry_down_does_not_stop_the_registration_of_an_unhealthy_service(service: ToyService) -> None:
+    service.healthy = False
+    registry = Registry(ttl=4.0)
+    with Sidecar(registry, service, INITIAL_WAIT_TIMEOUT=0) as sidecar:
+        sidecar.wait_for("Registration failed .attempt 2")
+        with registry:
+            sidecar.wait_registered(timeout=20)
+
+
 # ---- one fault costs nothing
 
 
