@@ -47,7 +47,7 @@ def test_through_a_registry_outage_healthy_all_along_and_ready_again_at_its_end(
         while time.monotonic() < end:
             code, line = sidecar.health()
             assert code == 0, line
-            time.sleep(0.2)
+            time.sleep(0.5)
         assert sidecar.health("--ready")[0] == 1
         registry.start()
         sidecar.wait_health("^registered", 0, "--ready", timeout=30)
@@ -94,13 +94,6 @@ def test_a_stopped_process_is_unhealthy_as_soon_as_its_promise_is_broken(
         sidecar.wait_health("^unhealthy: the agent is [0-9]+ s late; it said: registered", 1)
         sidecar.process.send_signal(signal.SIGCONT)
         sidecar.wait_health("^registered", 0)
-
-
-def test_after_a_kill_the_file_goes_stale(registry: Registry, service: ToyService) -> None:
-    with Sidecar(registry, service, HEARTBEAT_INTERVAL=1) as sidecar:
-        sidecar.wait_for("Heartbeat accepted")
-        sidecar.process.kill()
-        sidecar.wait_health("^unhealthy: the agent is", 1)
 
 
 def test_bad_settings_leave_no_heartbeat_file(tmp_path: Path) -> None:

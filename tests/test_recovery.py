@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import signal
 import time
 from typing import Any
 
@@ -68,6 +68,16 @@ def test_the_registry_may_come_up_long_after_the_sidecar(service: ToyService) ->
             assert registry.record(NAME)
 
 
+def test_sidecars_started_together_do_not_wait_alike(service: ToyService) -> None:
+    """In the simulation of a fleet the randomness is not the agent's own; here it is."""
+    with contextlib.ExitStack() as stack:
+        fleet = [stack.enter_context(Sidecar(Registry(), service)) for _ in range(4)]
+        for sidecar in fleet:
+            sidecar.wait_for("Registration failed .attempt 2")
+        waits = {tuple(re.findall(r"next in ([\d.]+) s", sidecar.log)[:2]) for sidecar in fleet}
+    assert len(waits) > 1
+
+
 def test_a_service_that_never_gets_healthy_is_registered_all_the_same(registry: Registry) -> None:
     with ToyService(healthy=False) as service, Sidecar(registry, service, INITIAL_WAIT_TIMEOUT=1.5) as sidecar:
         began = time.monotonic()
@@ -78,43 +88,13 @@ def test_a_service_that_never_gets_healthy_is_registered_all_the_same(registry: 
         assert registry.count("heartbeat") == 0
 
 
-def test_a_registry_down_does_not_stop_the_registration_of_an_unhealthy_service(service: ToyService) -> None:
-    service.healthy = False
-    registry = Registry(ttl=4.0)
-    with Sidecar(registry, service, INITIAL_WAIT_TIMEOUT=0) as sidecar:
-        sidecar.wait_for("Registration failed .attempt 2")
-        with registry:
-            sidecar.wait_registered(timeout=20)
-
-
 # ---- one fault costs nothing
-
-ONE_FAULT: list[tuple[str, Any]] = [
-    ("heartbeat", "status_500"),
-    ("heartbeat", "reset"),
-    ("heartbeat", "hang"),
-    ("heartbeat", ["slow", 0.8]),
-    ("health", "status_500"),
-    ("health", "hang"),
-    ("health", ["slow", 0.8]),
-]
-MORE_FAULTS: list[tuple[str, Any]] = [
-    ("heartbeat", "close"),
-    ("heartbeat", "garbage"),
-    ("heartbeat", "html_502"),
-    ("heartbeat", ["slow", 1.2]),
-    ("heartbeat", "drip_headers"),
-    ("health", "reset"),
-    ("health", "drip_headers"),
-]
 
 
 @pytest.mark.parametrize(
     ("operation", "fault"),
-    [
-        *(pytest.param(operation, fault, id=f"{operation}-{fault}") for operation, fault in ONE_FAULT),
-        *(pytest.param(o, f, id=f"{o}-{f}", marks=pytest.mark.slow) for o, f in MORE_FAULTS),
-    ],
+    [("heartbeat", "status_500"), ("heartbeat", "hang"), ("heartbeat", ["slow", 0.8]), ("health", "hang")],
+    ids=str,
 )
 def test_one_fault_never_costs_the_record(registry: Registry, service: ToyService, operation: str, fault: Any) -> None:
     peer = service if operation == "health" else registry
@@ -124,7 +104,7 @@ def test_one_fault_never_costs_the_record(registry: Registry, service: ToyServic
             before = peer.count(operation)
             peer.play(operation, fault)
             wait_until(lambda: peer.count(operation) > before)
-            sidecar.wait_for("Heartbeat accepted", times=4)
+            sidecar.wait_for("Heartbeat accepted", times=3)
     assert not sampler.absences
     assert registry.count("register") == 1
     assert not sidecar.count("Service is DOWN")
@@ -151,19 +131,18 @@ def test_connections_dropped_while_idle_cost_neither_heartbeat_nor_warning(optio
     ):
         sidecar.wait_registered()
         with Sampler(lambda: registry.record(NAME)) as sampler:
-            sidecar.wait_for("Heartbeat accepted", times=4)
+            sidecar.wait_for("Heartbeat accepted", times=3)
     assert not sampler.absences
     assert not sidecar.count("WARNING|ERROR")
 
 
 # ---- outages
 
-OUTAGES = [("stopped", 2.5), ("paused", 4.0), ("hangs", 5.0)]
-MORE_OUTAGES = [("stopped", 6.0), ("gone", 5.0), ("failing", 5.0), ("stopped", 20.0), ("gone", 20.0)]
-SLOW_OUTAGES = [pytest.param(*outage, marks=pytest.mark.slow) for outage in MORE_OUTAGES]
 
-
-@pytest.mark.parametrize(("kind", "length"), [*OUTAGES, *SLOW_OUTAGES])
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [("stopped", 2.5), ("paused", 4.0), ("hangs", 5.0), pytest.param("gone", 20.0, marks=pytest.mark.slow)],
+)
 def test_after_an_outage_the_record_is_back_within_one_backoff_step(
     service: ToyService, kind: str, length: float
 ) -> None:
@@ -220,12 +199,9 @@ def test_410_means_lost_too(registry: Registry, service: ToyService) -> None:
         sidecar.wait_registered(times=2)
 
 
-@pytest.mark.parametrize("linger", [0.0, 0.5])
-def test_a_record_lost_behind_acknowledged_heartbeats_is_back_within_ten_intervals(
-    service: ToyService, linger: float
-) -> None:
+def test_a_record_lost_behind_acknowledged_heartbeats_is_back_within_ten_intervals(service: ToyService) -> None:
     """A registry that answers 200 to any heartbeat, and lists an expired name for another interval."""
-    with Registry(ttl=600.0, linger=linger) as registry, Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
+    with Registry(ttl=600.0, linger=0.5) as registry, Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
         registry.play("heartbeat", ["status", 200, {"message": "Heartbeat received"}], times=FOREVER)
         for _ in range(2):
@@ -237,13 +213,10 @@ def test_a_record_lost_behind_acknowledged_heartbeats_is_back_within_ten_interva
         sidecar.wait_for(r"Service not found \(404\).*GET /services", times=2)
 
 
-@pytest.mark.parametrize("answer", ["status_500", "huge_body", "json_null", "hang"])
-def test_where_the_list_does_not_tell_the_record_is_sent_again(
-    registry: Registry, service: ToyService, answer: str
-) -> None:
+def test_where_the_list_does_not_tell_the_record_is_sent_again(registry: Registry, service: ToyService) -> None:
     registry.ttl = 600
     with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
-        registry.play("list", answer)
+        registry.play("list", "huge_body")
         sidecar.wait_for("GET /services does not tell")
         sidecar.wait_registered(times=2)
         sidecar.wait_for("Heartbeat accepted", times=12)
@@ -337,25 +310,4 @@ def test_a_service_dead_during_an_outage_is_not_registered_when_the_registry_ret
         time.sleep(2.5)
         assert registry.count("register") == registered
         service.start()
-        sidecar.wait_registered(times=2)
-
-
-def test_a_killed_sidecar_is_back_as_soon_as_it_is_started_again(registry: Registry, service: ToyService) -> None:
-    with Sidecar(registry, service) as sidecar:
-        sidecar.wait_registered()
-        sidecar.process.kill()
-        sidecar.wait()
-        registry.forget()
-        with Sidecar(registry, service) as successor:
-            successor.wait_for("Heartbeat accepted")
-            assert registry.record(NAME)
-
-
-def test_sleeping_longer_than_the_ttl_is_mended_on_waking(registry: Registry, service: ToyService) -> None:
-    """A suspended laptop, a paused container."""
-    with Sidecar(registry, service) as sidecar:
-        sidecar.wait_for("Heartbeat accepted")
-        sidecar.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: registry.record(NAME) is None, 10)
-        sidecar.process.send_signal(signal.SIGCONT)
         sidecar.wait_registered(times=2)

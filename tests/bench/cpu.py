@@ -2,8 +2,8 @@
 
     python -I cpu.py ROUNDS COMMAND [-- COMMAND]...
 
-runs the commands in turn, ROUNDS times, and prints the CPU seconds of each as JSON: a list for every command.
-It imports next to nothing, so that it runs inside the image as well.
+runs the commands in turn, ROUNDS times, and prints the CPU seconds of each as JSON: a list for
+every command. It imports next to nothing, so that it runs inside the image as well.
 """
 
 from __future__ import annotations
@@ -15,27 +15,19 @@ import time
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process so far, ended threads included. Raises OSError where there is none."""
-    return time.clock_gettime(~pid << 3 | 2)  # what clock_getcpuclockid(3) makes of a process ID on Linux
+    """Return the CPU time of a process so far, ended threads included. Raises OSError."""
+    return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) has it on Linux
 
 
 def run(command: list[str]) -> float:
-    """Run the command, found on PATH, with its output thrown away; return its CPU seconds."""
+    """Run the command, found on PATH, without its output; return its CPU seconds."""
     silence = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)]
     pid = os.posix_spawnp(command[0], command, os.environ, file_actions=silence)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until waitpid has taken it away, its clock can be read
+    # Until waitpid has taken it away, its clock can be read.
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     seconds = cpu_seconds(pid)
     os.waitpid(pid, 0)
     return seconds
-
-
-def interleaved(rounds: int, commands: list[list[str]]) -> list[list[float]]:
-    """Run the commands in turn, so that a noisy machine is noisy for all; return each one's CPU seconds."""
-    found: list[list[float]] = [[] for _ in commands]
-    for _ in range(rounds):
-        for seconds, command in zip(found, commands, strict=True):
-            seconds.append(run(command))
-    return found
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +38,8 @@ def main(arguments: list[str]) -> int:
             commands.append([])
         else:
             commands[-1].append(argument)
-    print(json.dumps(interleaved(int(arguments[0]), commands)))
+    rounds = [[run(command) for command in commands] for _ in range(int(arguments[0]))]
+    print(json.dumps(list(zip(*rounds, strict=True))))
     return 0
 
 

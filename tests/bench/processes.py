@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -18,9 +20,11 @@ from docker.models.containers import Container
 from harness import ROOT, Sidecar
 
 BENCH = Path(__file__).resolve().parent
+# With --init Python begins with no CPU spent: PID 1 has run the engine's own runc before it.
 DOCKER_RUN = (
-    "docker", "run", "--rm", "--network=host", f"--volume={BENCH}:/bench:ro", "--memory=64m", "--read-only",
-    "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges",
+    "docker", "run", "--rm", "--init", "--network=host", f"--volume={BENCH}:/bench:ro",
+    "--memory=64m", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
 )  # fmt: skip
 
 
@@ -28,42 +32,41 @@ class NotMeasuredError(Exception):
     """A figure cannot be had here; the words say why."""
 
 
-class Memory(NamedTuple):
-    """The memory of a process in bytes: resident; its share of it; what it shares with nobody."""
-
-    rss: int
-    pss: int
-    private: int
-
-    def __str__(self) -> str:
-        return " / ".join(f"{size / 1e6:.1f}" for size in self) + " MB"
+# ---- what is read of a process
 
 
-def memory(pid: int) -> Memory:
-    """Return the memory of a process. Raises OSError where it has ended, NotMeasuredError where it may not be read."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except PermissionError as error:
-        raise NotMeasuredError("the memory of other users' processes is for root to read") from error
-    kilobytes = {name: int(size) for name, size in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
-    private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
-    return Memory(kilobytes["Rss"] * 1024, kilobytes["Pss"] * 1024, private * 1024)
+def resident(pid: int) -> int:
+    """Return the resident memory of a process in bytes. Raises OSError."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.findall(r"^Rss: +(\d+) kB", text, re.MULTILINE)[0]) * 1024
 
 
 def descriptors(pid: int) -> int:
-    """Return how many file descriptors a process has open. Raises OSError."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """Return how many file descriptors a process has open when it does nothing. Raises OSError."""
+    looks = []
+    for _ in range(20):  # a probe, for one, has a connection of its own for a moment
+        looks.append(len(os.listdir(f"/proc/{pid}/fd")))
+        time.sleep(0.01)
+    return min(looks)
 
 
-def started(pid: int) -> float:
-    """Return when a process was started, in seconds of the monotonic clock, to 10 ms."""
-    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])  # field 22, proc(5)
-    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    return time.monotonic() - since_boot
+def seconds_to_end(pid: int, timeout: float = 10.0) -> float:
+    """Send SIGTERM to a process; return the seconds until it has ended. Raises AssertionError."""
+    process = os.pidfd_open(pid)
+    try:
+        began = time.monotonic()
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        assert select.select([process], [], [], timeout)[0], f"runs on after {timeout:g} s"
+        return time.monotonic() - began
+    finally:
+        os.close(process)
+
+
+# ---- the peers
 
 
 class Peers(NamedTuple):
-    """A registry and a service in processes of their own, so that their work is not the benchmark's."""
+    """A registry and a service in processes of their own, whose work is not the benchmark's."""
 
     registry: int  # port
     service: int  # port
@@ -71,7 +74,8 @@ class Peers(NamedTuple):
     @property
     def settings(self) -> dict[str, Any]:
         """The agent's settings."""
-        return {"REGISTRY_URL": self.urls[1], "SERVICE_PORT": self.service, "HEARTBEAT_INTERVAL": 30}
+        urls = {"REGISTRY_URL": self.urls[1], "SERVICE_PORT": self.service}
+        return urls | {"HEARTBEAT_INTERVAL": 30}
 
     @property
     def urls(self) -> tuple[str, str]:
@@ -98,17 +102,17 @@ def peer(script: str) -> Iterator[int]:
             process.terminate()
 
 
+# ---- the sidecars
+
+
 class Subject(Sidecar):
-    """A sidecar to measure: the agent, or a script of this directory, on this machine's Python or in an image."""
+    """A sidecar to measure: a command with these settings."""
 
     beats = 0  # heartbeats accepted so far
 
-    @classmethod
-    def of(cls, *script: str, **settings: Any) -> Self:
-        """Return a sidecar that runs the script with its arguments."""
-        subject = cls(**settings)
-        subject.script = list(script)
-        return subject
+    def __init__(self, *command: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.python, self.script = [], list(command)
 
     def heard(self, line: str) -> None:
         """Take one line of the log, and count the heartbeats."""
@@ -116,41 +120,33 @@ class Subject(Sidecar):
         self.beats += "Heartbeat accepted" in line
 
     def wait_beats(self, times: int, timeout: float) -> None:
-        """Wait for so many heartbeats. Raises AssertionError after timeout seconds, and where the process ends."""
+        """Wait for so many heartbeats. Raises AssertionError, too where the process ends."""
         until = time.monotonic() + timeout
         while self.beats < times:
             assert time.monotonic() < until, f"only {self.beats} heartbeats within {timeout:g} s"
-            assert self.process.poll() is None, f"ended:\n{self.lines[-5:]}"
+            assert self.process.poll() is None, f"the agent has ended\n{self.lines[-5:]}"
             time.sleep(0.1)
-
-    def registered_after(self) -> float:
-        """Wait for the registration; return the seconds it took since the process began."""
-        self.wait_registered(timeout=60.0)
-        line = next(n for n, line in enumerate(self.lines) if "Service registered successfully" in line)
-        return self.times[line] - started(self.pid)
 
 
 class Contained(Subject):
     """A sidecar in a container, which shares the network of this machine.
 
-    Arguments: the images; the tag of one; a script and its arguments to run instead of the image's own; options
-    of `docker run`; settings. The container has `--init`, so that Python begins with no CPU spent: PID 1 has run
-    the engine's own runc before it.
+    Args: the images; the tag of one; a script and its arguments to run instead of the image's own;
+    options of `docker run`; settings.
     """
 
     def __init__(
-        self, images: Images, image: str, *script: str, options: tuple[str, ...] = (), **settings: Any
+        self, images: Images, tag: str, *script: str, options: tuple[str, ...] = (), **settings: Any
     ) -> None:
         super().__init__(**settings | {"HEARTBEAT_FILE": "/tmp/heartbeat"})
         self.client, self.name = images.client, unique("bench")
         variables = [f"--env={name}" for name in self.settings]
-        self.python = [
-            *DOCKER_RUN, "--init", f"--name={self.name}", f"--label={RUN}={images.run}", *options, *variables,
-        ]  # fmt: skip
-        self.script = ["--entrypoint=python", image, "-I", *script] if script else [image]
+        self.python = [*DOCKER_RUN, f"--name={self.name}", f"--label={RUN}={images.run}"]
+        own = ["--entrypoint=python", tag, "-I", *script] if script else [tag]
+        self.script = [*options, *variables, *own]
 
     def start(self) -> Self:
-        """Start the container and find its process. Raises NotMeasuredError where it is not one of this machine."""
+        """Start the container and find its process. Raises NotMeasuredError where it is hidden."""
         super().start()
         self.wait_for(".", timeout=60.0)  # its first line: by then it runs
         init = self.container().attrs["State"]["Pid"]
@@ -158,7 +154,7 @@ class Contained(Subject):
             self.child = int(Path(f"/proc/{init}/task/{init}/children").read_text())
         except (OSError, ValueError) as error:
             self.close()
-            raise NotMeasuredError("the processes of the engine are not to be seen from here") from error
+            raise NotMeasuredError("the engine's processes are not to be seen from here") from error
         return self
 
     def container(self) -> Container:
@@ -170,16 +166,59 @@ class Contained(Subject):
         return self.child
 
 
+class Version:
+    """A version of the sidecar, run from its source, in a checkout of this project."""
+
+    where = "from source"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.python: tuple[str, ...] = (sys.executable, "-I")
+        self.bench = str(BENCH)  # the directory, for this Python
+
+    def agent(self, **settings: Any) -> Subject:
+        """Return the agent, not yet started."""
+        return Subject(*self.python, str(self.root / "agent.py"), **settings)
+
+    def fast_agent(self, **settings: Any) -> Subject:
+        """Return the agent with a clock that jumps over its pauses."""
+        return Subject(*self.python, f"{self.bench}/fast_agent.py", str(self.root), **settings)
+
+
+class Image(Version):
+    """The same, run in its default image."""
+
+    where = "in the image"
+
+    def __init__(self, root: Path, images: Images, name: str) -> None:
+        super().__init__(root)
+        self.images, self.name = images, name
+        self.tag = images.build(name, root)
+        self.python = (*DOCKER_RUN, "--entrypoint=python", self.tag, "-I")
+        self.bench = "/bench"
+
+    def build_with_tls(self) -> str:
+        """Build the other image, and return its tag."""
+        return self.images.build(f"{self.name}-tls", self.root, "--build-arg", "TLS=1")
+
+    def agent(self, **settings: Any) -> Contained:
+        return Contained(self.images, self.tag, **settings)
+
+    def fast_agent(self, **settings: Any) -> Contained:
+        """Return it; `options` are those of `docker run`."""
+        return Contained(self.images, self.tag, "/bench/fast_agent.py", "/app", **settings)
+
+
 @contextlib.contextmanager
-def build_images() -> Iterator[Images]:
-    """Yield what builds images; containers and images are removed afterwards. Raises NotMeasuredError."""
+def build_images(roots: list[Path]) -> Iterator[list[Image]]:
+    """Build the images of these checkouts; remove them afterwards. Raises NotMeasuredError."""
     try:
         client = connect()
     except MissingError as missing:
         raise NotMeasuredError(str(missing)) from missing
     images = Images(client, uuid.uuid4().hex[:12])
     try:
-        yield images
+        yield [Image(root, images, f"bench-{number}") for number, root in enumerate(roots)]
     finally:
         sweep(client, images.run)
         images.remove()

@@ -1,17 +1,19 @@
-"""The benchmark: what the sidecar costs, beside references measured in the same run, as one Markdown table.
+"""The benchmark: what the sidecar costs, as one Markdown table with what is to be reached.
 
-    sh tests/bench.sh [--quick] [--output FILE]
-    python tests/bench/run.py [--quick] [--output FILE]      where the requirements that bench.sh names are installed
+    sh tests/bench.sh [--quick] [--before DIRECTORY] [--output FILE]
 
-Linux only. Where a Docker engine and the base image are found, the image is built and measured too. A figure
-that cannot be had on this machine says why. What costs CPU is repeated in turn with its references, and the
-median is shown, since machines are noisy. Takes about 4 minutes, with --quick one or two.
+--before names another checkout of this project, such as a git worktree of an older commit: every
+figure is measured for it, too, in the same run. Needs Linux. Where a Docker engine and the base
+image are found, the images are built and measured as well. What costs CPU is measured in turn, and
+the median is shown, since machines are noisy. Takes some 10 minutes with --before, --quick two.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -20,39 +22,49 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 if not __package__:  # run as a script
-    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
-from bench import cpu, image_sizes
+    sys.path[:0] = [str(Path(__file__).resolve().parents[number]) for number in (1, 2)]
+from bench.cpu import cpu_seconds
+from bench.image_sizes import DEFAULT_LIMIT, TLS_LIMIT, sizes
 from bench.processes import (
-    BENCH,
-    DOCKER_RUN,
     Contained,
-    Memory,
+    Image,
     NotMeasuredError,
     Peers,
     Subject,
+    Version,
     build_images,
     descriptors,
-    memory,
+    resident,
     run_peers,
+    seconds_to_end,
 )
-from bench.relay import Relay
-from containers.engine import Images, MissingError, connect
+from containers.engine import BuildError, MissingError, connect
 from docker.errors import DockerException
-from fleet.simulate import outcome
-from harness import AGENT, HEALTHCHECK, ROOT
+from harness import ROOT
 from peers.faults import FAULTS
+from peers.registry import Registry
 
-FAST_AGENT = str(BENCH / "fast_agent.py")
-FAST_IN_IMAGE = ("/bench/fast_agent.py", "/app")
-PASS = ("-I", "-S", "-c", "pass")
-IMPORT_REQUESTS = ("-I", "-W", "ignore", "-c", "import requests")
 WARM_UP = 20  # heartbeats before anything is measured
-LIMIT = 24  # MB of memory that the container lives in
+ON_ONE_CONNECTION = 100  # heartbeats
+MEMORY = 24  # MB that a container is limited to
+FLEET = """\
+import sys
+sys.path[:0] = sys.argv[1:]
+from fleet.simulate import outcome
+runs = [outcome(1000, "start, 10 min", seed) for seed in (1, 2, 3)]
+knocks, longest, missing = zip(*((run.knocks, run.longest, run.missing) for run in runs))
+print(max(knocks), max(longest), sum(missing))
+"""
+
+T = TypeVar("T")
+R = TypeVar("R")
+V = TypeVar("V", bound=Version)
 
 
 class Scale(NamedTuple):
@@ -61,333 +73,278 @@ class Scale(NamedTuple):
     heartbeats: int  # for the memory
     repeats: int
     rounds: int  # of probe and heartbeat, in each repeat
-    packets: int  # heartbeats to count them for
-    images: bool
 
 
-FULL = Scale(10_000, 5, 1000, 100, images=True)
-QUICK = Scale(1000, 3, 200, 20, images=False)
+FULL = Scale(10_000, 5, 1000)
+QUICK = Scale(1000, 3, 200)
 
 
 class Row(NamedTuple):
-    """One line of the table: a figure of the sidecar, those of the references, and what it should be."""
+    """One line of the table: a figure, now and perhaps before, and what it should be."""
 
     figure: str
-    sidecar: str
-    plain: str = ""  # requests alone: a loop on a Session, or its import
-    bare: str = ""  # a Python that does nothing
+    cells: Sequence[object]
     reach: str = ""
-    reached: bool | None = None
-
-    def cells(self) -> list[str]:
-        verdict = {None: "", True: "reached", False: "**not reached**"}[self.reached]
-        return [*self[:5], verdict]
+    reached: bool | None = None  # by the first cell
+    beside: str = ""  # what the figure is compared with, measured in the same run
 
 
-HEADINGS = Row("figure", "sidecar", "plain requests", "bare Python", "to reach")
 Rows = Iterator[Row]
+
+
+def in_turn(times: int, *measures: Callable[[], T]) -> list[list[T]]:
+    """Take every measure so many times, one after the other; return what each has brought."""
+    rounds = [[measure() for measure in measures] for _ in range(times)]
+    return [list(found) for found in zip(*rounds, strict=True)]
+
+
+def at_once(measure: Callable[[T], R], subjects: Iterable[T]) -> list[R]:
+    """Take a measure that does not depend on speed of all subjects at the same time."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(measure, subjects))
 
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms"
 
 
-# ---------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------ from source and in the image
 
 
-def memory_rows(peers: Peers, scale: Scale) -> Rows:
-    """Memory on this machine's Python, and whether it grows."""
-    with Subject.of(FAST_AGENT, str(ROOT), **peers.settings) as agent:
-        growth = grow(agent, scale.heartbeats)
-    plain, bare = idle_memory("import requests"), idle_memory("")
-    yield Row("memory at start: RSS / PSS / private", str(growth.before), str(plain), str(bare))
-    yield from growth.rows()
-
-
-class Growth(NamedTuple):
-    """The memory of a sidecar before and after so many heartbeats."""
-
-    heartbeats: int
-    before: Memory
-    after: Memory
-    descriptors: tuple[int, int]
-
-    @property
-    def kilobytes(self) -> int:
-        return (self.after.rss - self.before.rss) // 1024
-
-    def rows(self) -> Rows:
-        """Return the lines of the table."""
-        yield Row(f"memory after {self.heartbeats:,} heartbeats: RSS / PSS / private", str(self.after))
-        yield Row(
-            f"RSS grows over {self.heartbeats:,} heartbeats by",
-            f"{self.kilobytes} kB",
-            reach="< 256 kB",
-            reached=self.kilobytes < 256,
-        )
-        yield Row(
-            "file descriptors before and after",
-            "{}, {}".format(*self.descriptors),
-            reach="as many",
-            reached=self.descriptors[1] <= self.descriptors[0],
-        )
-
-
-def grow(subject: Subject, heartbeats: int) -> Growth:
-    """Let a sidecar send so many heartbeats and return what came of its memory."""
-    subject.wait_beats(WARM_UP, timeout=60.0)
-    before, files = memory(subject.pid), descriptors(subject.pid)
-    subject.wait_beats(WARM_UP + heartbeats, timeout=600.0)
-    return Growth(heartbeats, before, memory(subject.pid), (files, descriptors(subject.pid)))
-
-
-def idle_memory(code: str) -> Memory:
-    """Return the memory of a Python that has run this code and waits."""
-    code = f"{code}\nprint(flush=True)\ninput()"
-    with subprocess.Popen(
-        [sys.executable, "-I", *([] if "import" in code else ["-S"]), "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            return memory(process.pid)
-        finally:
-            process.kill()
-
-
-# ---------------------------------------------------------------------------- CPU
-
-
-def round_rows(peers: Peers, scale: Scale) -> Rows:
-    """CPU for a probe and a heartbeat, on this machine's Python."""
-    yield round_row(
-        "CPU for a probe and a heartbeat, with log, health file and every ninth GET /services",
-        scale,
-        agent=lambda: Subject.of(FAST_AGENT, str(ROOT), **peers.settings),
-        plain=[sys.executable, "-I", str(BENCH / "plain_session.py"), *peers.urls],
+def round_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
+    """CPU for a probe and a heartbeat."""
+    plain = [*versions[0].python, f"{versions[0].bench}/plain_session.py", *peers.urls]
+    least, *each = in_turn(
+        scale.repeats,
+        functools.partial(plain_round, [*plain, str(scale.rounds)]),
+        *(functools.partial(agent_round, version, peers, scale.rounds) for version in versions),
+    )
+    ratios = [statistics.median(map(float.__truediv__, one, least)) for one in each]
+    yield Row(
+        f"CPU for a probe and a heartbeat, {versions[0].where}",
+        [
+            f"{milliseconds(statistics.median(one))}, {ratio:.2f}x"
+            for one, ratio in zip(each, ratios, strict=True)
+        ],
+        "≤ 1.1x",
+        ratios[0] <= 1.1,
+        f"{milliseconds(statistics.median(least))}: the two calls on a plain requests.Session",
     )
 
 
-def round_row(figure: str, scale: Scale, agent: Callable[[], Subject], plain: list[str]) -> Row:
-    """Measure the rounds of the sidecar and of plain_session.py, in turn; `plain` is its command without ROUNDS."""
-    ours, least = [], []
-    for _ in range(scale.repeats):
-        least.append(plain_round([*plain, str(scale.rounds)]))
-        with agent() as subject:
-            ours.append(cpu_of_a_round(subject, scale.rounds))
-    ratio = statistics.median(one / other for one, other in zip(ours, least, strict=True))
-    return Row(
-        figure,
-        f"{milliseconds(statistics.median(ours))}, {ratio:.2f}x",
-        f"{milliseconds(statistics.median(least))} (the two calls alone)",
-        reach="≤ 1.1x plain requests",
-        reached=ratio <= 1.1,
-    )
-
-
-def cpu_of_a_round(subject: Subject, rounds: int) -> float:
-    """Return the CPU seconds that a running sidecar spends on a probe and a heartbeat."""
-    subject.wait_beats(WARM_UP, timeout=60.0)
-    first, before = subject.beats, cpu.cpu_seconds(subject.pid)
-    subject.wait_beats(first + rounds, timeout=120.0)
-    return (cpu.cpu_seconds(subject.pid) - before) / (subject.beats - first)
+def agent_round(version: Version, peers: Peers, rounds: int) -> float:
+    """Return the CPU seconds that a sidecar spends on a probe and a heartbeat."""
+    with version.fast_agent(**peers.settings) as agent:
+        agent.wait_beats(WARM_UP, timeout=60.0)
+        first, before = agent.beats, cpu_seconds(agent.pid)
+        agent.wait_beats(first + rounds, timeout=120.0)
+        return (cpu_seconds(agent.pid) - before) / (agent.beats - first)
 
 
 def plain_round(command: list[str]) -> float:
     """Run plain_session.py and return its CPU seconds for the two calls."""
-    return float(subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout) / 1000
+    return float(subprocess.run(command, capture_output=True, timeout=300, check=True).stdout)
 
 
-def start_rows(peers: Peers, scale: Scale) -> Rows:
-    """CPU and time until registered, on this machine's Python, from the source."""
-    starts = [start_up(Subject.of(str(AGENT), **peers.settings)) for _ in range(scale.repeats)]
-    agent = median_of(starts)
-    plain, bare = map(
-        statistics.median,
-        cpu.interleaved(scale.repeats, [[sys.executable, *IMPORT_REQUESTS], [sys.executable, *PASS]]),
-    )
+def life_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
+    """CPU until registered, and the seconds from SIGTERM to exit."""
+    lives = (functools.partial(life, version, peers) for version in versions)
+    found = in_turn(scale.repeats, *lives)
+    medians = [map(statistics.median, zip(*each, strict=True)) for each in found]
+    cpu, stop = zip(*medians, strict=True)
+    where = versions[0].where
+    shown = [milliseconds(seconds) for seconds in cpu]
+    yield Row(f"CPU until registered, {where}", shown, "≤ 110 ms", cpu[0] <= 0.11)
+    shown = [f"{seconds:.3f} s" for seconds in stop]
+    yield Row(f"from SIGTERM to exit, idle registry, {where}", shown, "≤ 0.1 s", stop[0] <= 0.1)
+
+
+def life(version: Version, peers: Peers) -> tuple[float, float]:
+    """Run a sidecar until it is registered, and stop it; return the seconds of both."""
+    with version.agent(**peers.settings) as agent:
+        agent.wait_registered(timeout=60.0)
+        cpu = cpu_seconds(agent.pid)
+        stop = seconds_to_end(agent.pid)
+        assert agent.wait(30.0) == 0, agent.lines[-1]
+        return cpu, stop
+
+
+def growth_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
+    """What grows with the number of heartbeats."""
+    subjects = [version.fast_agent(**peers.settings) for version in versions]
+    found = at_once(functools.partial(growth, heartbeats=scale.heartbeats), subjects)
+    kilobytes, files = found[0]
     yield Row(
-        "CPU until registered, from source",
-        milliseconds(agent.cpu),
-        f"{milliseconds(plain)} (import)",
-        milliseconds(bare),
-        reach="≤ 150 ms",
-        reached=agent.cpu <= 0.15,
-    )
-    yield Row("time until registered, from source", f"{agent.time:.2f} s")
-
-
-class StartUp(NamedTuple):
-    """What it took until registered, in seconds."""
-
-    cpu: float
-    time: float
-
-
-def start_up(subject: Subject) -> StartUp:
-    """Run a sidecar and return what it took until registered."""
-    with subject:
-        took = subject.registered_after()
-        return StartUp(cpu.cpu_seconds(subject.pid), took)
-
-
-def median_of(starts: list[StartUp]) -> StartUp:
-    return StartUp(*map(statistics.median, zip(*starts, strict=True)))
-
-
-def check_rows(_peers: Peers, scale: Scale) -> Rows:
-    """CPU of a health check process, from the source."""
-    commands = [[sys.executable, "-I", "-S", str(HEALTHCHECK)], [sys.executable, *PASS]]
-    yield check_row("CPU of a health check, from source", *cpu.interleaved(10 * scale.repeats, commands))
-
-
-def check_row(figure: str, check: list[float], bare: list[float]) -> Row:
-    ratio = statistics.median(check) / statistics.median(bare)
-    return Row(
-        figure,
-        f"{milliseconds(statistics.median(check))}, {ratio:.2f}x",
-        bare=milliseconds(statistics.median(bare)),
-        reach="≤ 1.3x bare Python",
-        reached=ratio <= 1.3,
+        f"growth over {scale.heartbeats:,} heartbeats, {versions[0].where}: RSS, file descriptors",
+        [f"{memory} kB, {more}" for memory, more in found],
+        "< 256 kB, 0",
+        kilobytes < 256 and files <= 0,
     )
 
 
-# ---------------------------------------------------------------------------- the wire
+def growth(subject: Subject, heartbeats: int) -> tuple[int, int]:
+    """Return by how many kB and file descriptors a sidecar grows over so many heartbeats."""
+    with subject as agent:
+        agent.wait_beats(WARM_UP, timeout=60.0)
+        before, files = resident(agent.pid), descriptors(agent.pid)
+        agent.wait_beats(WARM_UP + heartbeats, timeout=600.0)
+        return (resident(agent.pid) - before) // 1024, descriptors(agent.pid) - files
 
 
-def wire_rows(peers: Peers, scale: Scale) -> Rows:
-    """Bytes, packets and connections to the registry, of a real agent at a real pace."""
-    with Relay(peers.registry) as relay:
-        settings = peers.settings | {"HEARTBEAT_INTERVAL": 0.25, "REGISTRY_URL": relay.url}
-        with Subject.of(str(AGENT), **settings) as agent:
-            traffic = watch(agent, relay, scale.packets)
+# ------------------------------------------------------------------------------- from source only
+
+
+def wire_rows(versions: Sequence[Version], peers: Peers, _scale: Scale) -> Rows:
+    """Bytes and connections to the registry."""
+    found = [wire(version, peers) for version in versions]
+    lengths, connections = zip(*found, strict=True)
+    yield Row("bytes of a heartbeat request", lengths, "≤ 200", lengths[0] <= 200)
+    figure = f"TCP connections to the registry for {ON_ONE_CONNECTION} heartbeats"
+    yield Row(figure, connections, "1", connections[0] == 1)
+
+
+def wire(version: Version, peers: Peers) -> tuple[int, int]:
+    """Return the bytes of the longest heartbeat request, and how many connections they took."""
+    with Registry() as registry:
+        settings = peers.settings | {"REGISTRY_URL": registry.url}
+        with version.fast_agent(**settings) as agent:
+            agent.wait_beats(ON_ONE_CONNECTION, timeout=60.0)
+    beats = [one for one in registry.requests if one.operation == "heartbeat"][:ON_ONE_CONNECTION]
+    until = beats[-1].at
+    connections = {one.connection for one in registry.requests if one.at <= until}
+    return max(beat.size for beat in beats), len(connections)
+
+
+def fleet_rows(versions: Sequence[Version], _peers: Peers, _scale: Scale) -> Rows:
+    """The worst of three simulated outages, each version by its own simulation."""
+    found = [fleet(version) for version in versions]
+    knocks, longest, missing = found[0]
     yield Row(
-        "bytes on the wire, heartbeat: request / answer",
-        f"{traffic.request} / {traffic.answer}",
-        reach="request ≤ 200",
-        reached=traffic.request <= 200,
+        "1,000 sidecars in lockstep, registry back after 10 min:"
+        " registrations in the busiest second, all back after",
+        [
+            f"{busy:.0f}, {last:.0f} s" + f", {lost:.0f} never" * (lost > 0)
+            for busy, last, lost in found
+        ],
+        "≤ 45, 60 s",
+        knocks <= 45 and longest <= 60 and not missing,
     )
+
+
+def fleet(version: Version) -> list[float]:
+    """Return the registrations of the busiest second, seconds until all are back, who is not."""
+    command = [*version.python, "-c", FLEET, str(version.root / "tests"), str(version.root)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300, check=True)
+    return [float(number) for number in done.stdout.split()]
+
+
+def shape_rows(versions: Sequence[Version], _peers: Peers, _scale: Scale) -> Rows:
+    """The shape of agent.py."""
+    found = zip(*(shape(version.root / "agent.py") for version in versions), strict=True)
+    figures = {
+        "lines of agent.py": 1000,
+        "of them wider than 100 columns": 0,
+        "most attributes of a class": 15,
+    }
+    for cells, (figure, most) in zip(found, figures.items(), strict=True):
+        yield Row(figure, cells, f"≤ {most:,}", cells[0] <= most)
+
+
+def shape(file: Path) -> tuple[int, int, int]:
+    """Return a source's lines, how many are wide, and the attributes of its biggest class."""
+    source = file.read_text()
+    lines = source.splitlines()
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    return len(lines), sum(len(line) > 100 for line in lines), max(map(attributes, classes))
+
+
+def attributes(node: ast.ClassDef) -> int:
+    """Return how many attributes the methods of a class give to `self`."""
+    found = [part for part in ast.walk(node) if isinstance(part, ast.Attribute)]
+    stored = [part for part in found if isinstance(part.ctx, ast.Store)]
+    return len({part.attr for part in stored if ast.unparse(part.value) == "self"})
+
+
+# ------------------------------------------------------------------------------ in the image only
+
+
+def size_rows(images: Sequence[Image], _peers: Peers, _scale: Scale) -> Rows:
+    """The sizes."""
+    client = images[0].images.client
+    for words, limit, tags in (
+        ("default", DEFAULT_LIMIT, [image.tag for image in images]),
+        ("TLS", TLS_LIMIT, [image.build_with_tls() for image in images]),
+    ):
+        found = [sizes(client, tag) for tag in tags]
+        reached = all(size <= most for size, most in zip(found[0], limit, strict=True))
+        yield Row(f"image on disk / compressed, {words}", found, f"≤ {limit}", reached)
+
+
+def idle_rows(images: Sequence[Image], peers: Peers, scale: Scale) -> Rows:
+    """Idle memory, and the CPU of a health check."""
+    with contextlib.ExitStack() as stack:
+        agents = [stack.enter_context(image.agent(**peers.settings)) for image in images]
+        for agent in agents:
+            agent.wait_registered(timeout=60.0)
+        memory = [resident(agent.pid) for agent in agents]
+        checks = in_turn(scale.repeats, *(functools.partial(check, agent) for agent in agents))
+    shown = [f"{size / 1e6:.2f} MB" for size in memory]
+    yield Row("memory of an idle container (RSS)", shown, "≤ 16.5 MB", memory[0] <= 16.5e6)
+    bare = statistics.median(bare for each in checks for _, bare in each)
+    ratios = [statistics.median(used / bare for used, bare in each) for each in checks]
+    times = [statistics.median(used for used, _ in each) for each in checks]
     yield Row(
-        f"TCP connections to the registry for {scale.packets} heartbeats",
-        str(traffic.connections),
-        reach="1",
-        reached=traffic.connections == 1,
-    )
-    yield Row(
-        f"TCP packets in both directions for {scale.packets} heartbeats, with registration and GET /services",
-        str(traffic.packets),
+        "CPU of a health check, in the image",
+        [f"{milliseconds(one)}, {ratio:.2f}x" for one, ratio in zip(times, ratios, strict=True)],
+        "≤ 1.2x",
+        ratios[0] <= 1.2,
+        f"{milliseconds(bare)}: python -I -S -c pass",
     )
 
 
-class Traffic(NamedTuple):
-    """What went between a sidecar and its registry; bytes of the longest heartbeat and its answer."""
-
-    connections: int
-    packets: int
-    request: int
-    answer: int
-
-
-def watch(subject: Subject, relay: Relay, heartbeats: int) -> Traffic:
-    """Wait for so many heartbeats through the relay and return what they took."""
-    subject.wait_beats(heartbeats, timeout=120.0)
-    connections, packets = relay.connections, relay.packets()
-    requests, answers = relay.sizes(b"POST /heartbeat")
-    return Traffic(connections, packets, max(requests), max(answers))
-
-
-# ---------------------------------------------------------------------------- the image
-
-
-def image_rows(peers: Peers, scale: Scale) -> Rows:
-    """All that is measured inside the image."""
-    if not scale.images:
-        raise NotMeasuredError("left out by --quick")
-    with build_images() as images:
-        image = images.build("bench", ROOT)
-
-        def agent(*script: str, options: tuple[str, ...] = (), **settings: Any) -> Contained:
-            return Contained(images, image, *script, options=options, **peers.settings | settings)
-
-        for words, options in (("free", ()), ("at 0.1 CPU", ("--cpus=0.1",))):
-            starts = [start_up(agent(options=options)) for _ in range(scale.repeats)]
-            yield from contained_start_rows(words, median_of(starts))
-        yield round_row(
-            "CPU for a probe and a heartbeat, image",
-            scale,
-            agent=lambda: agent(*FAST_IN_IMAGE),
-            plain=[*DOCKER_RUN, "--entrypoint=python", image, "-I", "/bench/plain_session.py", *peers.urls],
-        )
-        with agent() as subject:
-            yield from idle_rows(subject, scale)
-        with agent(*FAST_IN_IMAGE) as subject:
-            growth = grow(subject, scale.heartbeats)
-        for row in growth.rows():
-            yield row._replace(figure=f"{row.figure}, image")
-        yield faults_row(images, image)
-
-
-def contained_start_rows(words: str, agent: StartUp) -> Rows:
-    """CPU and time until registered."""
-    yield Row(
-        f"CPU until registered, image, {words}",
-        milliseconds(agent.cpu),
-        reach="≤ 150 ms",
-        reached=agent.cpu <= 0.15,
-    )
-    yield Row(
-        f"time until registered, image, {words}",
-        f"{agent.time:.2f} s",
-        reach="≤ 10 s at 0.1 CPU",
-        reached=agent.time <= 10,
-    )
-
-
-def idle_rows(agent: Contained, scale: Scale) -> Rows:
-    """The memory of a running container, and the CPU of a health check in it."""
-    agent.wait_registered(timeout=60.0)
-    idle = memory(agent.pid)
-    yield Row(
-        "memory of an idle container: RSS / PSS / private", str(idle), reach="RSS ≤ 18 MB", reached=idle.rss <= 18e6
-    )
+def check(agent: Contained, times: int = 10) -> tuple[float, float]:
+    """Return the CPU seconds of a health check in the container, and of a Python without work."""
     commands = "python -I -S /app/healthcheck.pyc -- python -I -S -c pass"
-    code, found = agent.container().exec_run(f"python -I /bench/cpu.py {10 * scale.repeats} {commands}")
-    assert code == 0
+    code, found = agent.container().exec_run(f"python -I /bench/cpu.py {times} {commands}")
+    assert code == 0, found
     assert isinstance(found, bytes)
-    yield check_row("CPU of a health check, image", *json.loads(found))
+    used, bare = map(statistics.median, json.loads(found))
+    return used, bare
 
 
-def faults_row(images: Images, image: str) -> Row:
-    """Every misbehaviour of the catalogue, by the registry and the service, in a container with little memory."""
-    options = (f"--memory={LIMIT}m", f"--memory-swap={LIMIT}m")
-    played, peak = "none", 0
+def fault_rows(images: Sequence[Image], _peers: Peers, _scale: Scale) -> Rows:
+    """Every fault of the catalogue, by either side, in a container with little memory."""
+    found = at_once(survive, images)
+    yield Row(
+        f"a container limited to {MEMORY}m, {len(FAULTS)} faults played by either side: peak RSS",
+        found,
+        "alive",
+        found[0].endswith("alive"),
+    )
+
+
+def survive(image: Image) -> str:
+    """Play all faults; return the highest memory, and how it ended."""
+    options = (f"--memory={MEMORY}m", f"--memory-swap={MEMORY}m")
     with run_peers() as peers:
         settings = peers.settings | {"HEARTBEAT_INTERVAL": 2}  # which leaves 1 s for each exchange
-        with Contained(images, image, *FAST_IN_IMAGE, options=options, **settings) as agent:
+        with image.fast_agent(options=options, **settings) as agent:
+            peak, fault = 0, "the start"
             try:
                 agent.wait_beats(1, timeout=60.0)
-                for played in FAULTS:
-                    for port in (peers.service, peers.registry):
-                        play(port, played, agent)
-                    peak = agent.peak_memory() * 1024
+                for fault in FAULTS:
+                    play(peers.service, fault, agent)
+                    play(peers.registry, fault, agent)
+                    peak = agent.peak_memory()
                 agent.wait_beats(agent.beats + 10, timeout=60.0)
-                peak = agent.peak_memory() * 1024
                 outcome = "alive"
-            except AssertionError as error:
-                outcome = f"after {played}: {error}"
-    return Row(
-        f"a container limited to {LIMIT}m, {len(FAULTS)} faults played by either side: peak RSS",
-        f"{peak / 1e6:.1f} MB, {outcome}",
-        reach="alive",
-        reached=outcome == "alive",
-    )
+            except (AssertionError, OSError) as error:
+                outcome = f"after {fault}: {first_line(error)}"
+    return f"{peak * 1024 / 1e6:.1f} MB, {outcome}"
 
 
 def play(port: int, fault: str, agent: Subject, timeout: float = 30.0) -> None:
-    """Let a peer play the fault, and wait until it was asked again. Raises AssertionError, too if the agent ends."""
+    """Let a peer play the fault, and wait until it was asked again. Raises AssertionError."""
     before, until = control(port), time.monotonic() + timeout
     control(port, play=["*", fault, 1])
     while control(port) < before + 2:
@@ -399,84 +356,71 @@ def play(port: int, fault: str, agent: Subject, timeout: float = 30.0) -> None:
 def control(port: int, **command: object) -> int:
     """Command a peer; return how many requests it has had."""
     data = json.dumps(command).encode() if command else None
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/_control", data, timeout=10) as answer:
+    url = f"http://127.0.0.1:{port}/_control"
+    with urllib.request.urlopen(url, data, timeout=10) as answer:
         return sum(json.load(answer)["counts"].values())
 
 
-def size_rows(_peers: Peers, scale: Scale) -> Rows:
-    """The sizes of the images."""
-    if not scale.images:
-        raise NotMeasuredError("left out by --quick")
-    with build_images() as images:
-        for variant in image_sizes.VARIANTS:
-            got, limit = image_sizes.measure(images.client, variant), variant.limit
-            sizes, most = (" / ".join(map(image_sizes.megabytes, pair or ())) for pair in (got, limit))
-            yield Row(
-                f"image on disk / compressed, {variant.name}",
-                sizes,
-                reach=f"≤ {most}" if limit else "",
-                reached=all(size <= highest for size, highest in zip(got, limit, strict=True)) if limit else None,
-            )
+# ---------------------------------------------------------------------------------- the table
+
+SOURCE_SECTIONS = (wire_rows, round_rows, life_rows, growth_rows, fleet_rows, shape_rows)
+IMAGE_SECTIONS = (size_rows, idle_rows, round_rows, life_rows, growth_rows, fault_rows)
+FAILURES = (AssertionError, OSError, subprocess.SubprocessError, DockerException, BuildError)
+
+Section = Callable[[Sequence[V], Peers, Scale], Rows]
 
 
-def fleet_rows(_peers: Peers, _scale: Scale) -> Rows:
-    """The worst of three simulated outages; tests/fleet/simulate.py has the whole of it."""
-    runs = [outcome(1000, "start, 10 min", seed) for seed in (1, 2, 3)]
-    other = outcome(1000, "start, 10 min, no jitter", 1)
-    knocks, longest = max(run.knocks for run in runs), max(run.longest for run in runs)
-    missing = sum(run.missing for run in runs)
-    yield Row(
-        "1,000 sidecars in lockstep, registry back after 10 min: registrations in the busiest second, all back after",
-        f"{knocks}, {longest:.0f} s" + (f", but {missing} never" if missing else ""),
-        f"{other.knocks:,}, {other.longest:.0f} s (the agent without jitter)",
-        reach="≤ 45, 60 s",
-        reached=knocks <= 45 and longest <= 60 and not missing,
-    )
-
-
-def line_rows(_peers: Peers, _scale: Scale) -> Rows:
-    """The length of the source."""
-    lines = len(AGENT.read_text().splitlines())
-    yield Row("lines of the source, with docstrings", str(lines), reach="as few as stay readable")
-
-
-# ---------------------------------------------------------------------------- the table
-
-SECTIONS: tuple[tuple[str, Callable[[Peers, Scale], Rows]], ...] = (
-    ("the wire", wire_rows),
-    ("CPU for a probe and a heartbeat", round_rows),
-    ("CPU and time until registered", start_rows),
-    ("CPU of a health check", check_rows),
-    ("memory", memory_rows),
-    ("the image", image_rows),
-    ("image sizes", size_rows),
-    ("the fleet", fleet_rows),
-    ("lines", line_rows),
-)
-
-
-def measure(scale: Scale) -> Rows:
-    """Yield every row; where a section cannot be measured here, a row that says why."""
+def measure(roots: list[Path], scale: Scale, images: bool) -> Rows:
+    """Yield every row; where something cannot be measured here, a row that says why."""
     with run_peers() as peers:
-        for name, section in SECTIONS:
-            print(f"measuring: {name}", file=sys.stderr)
-            try:
-                yield from section(peers, scale)
-            except NotMeasuredError as error:
-                yield Row(name, f"not measured: {error}")
-            except (AssertionError, OSError, subprocess.SubprocessError, DockerException) as error:
-                yield Row(name, f"failed: {str(error).partition(chr(10))[0]}", reached=False)
+        versions = [Version(root) for root in roots]
+        yield from rows_of(SOURCE_SECTIONS, versions, peers, scale)
+        if images:
+            yield from explained("the image", image_rows(roots, peers, scale))
 
 
-def table(rows: list[Row]) -> str:
-    """Return the rows as a Markdown table."""
-    lines = [HEADINGS.cells(), ["---"] * 6, *(row.cells() for row in rows)]
+def image_rows(roots: list[Path], peers: Peers, scale: Scale) -> Rows:
+    with build_images(roots) as images:
+        yield from rows_of(IMAGE_SECTIONS, images, peers, scale)
+
+
+def rows_of(sections: Iterable[Section[V]], versions: list[V], peers: Peers, scale: Scale) -> Rows:
+    for section in sections:
+        name = f"{(section.__doc__ or '').rstrip('.')}, {versions[0].where}"
+        print(f"measuring: {name}", file=sys.stderr)
+        yield from explained(name, section(versions, peers, scale))
+
+
+def explained(name: str, rows: Rows) -> Rows:
+    """Yield the rows, and instead of an exception one that says what is missing."""
+    try:
+        yield from rows
+    except (NotMeasuredError, PermissionError) as error:
+        yield Row(name, [f"not measured: {error}"])
+    except FAILURES as error:
+        print(error, file=sys.stderr)
+        yield Row(name, [f"failed: {first_line(error)}"], reached=False)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def table(rows: Iterable[Row], columns: list[str]) -> str:
+    """Return the rows as a Markdown table; `columns` are the headings of the rows' cells."""
+    verdicts = {None: "", True: "reached", False: "**not reached**"}
+    lines = [["figure", *columns, "measured beside it", "to reach", ""]]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        cells = [*map(str, row.cells), ""][: len(columns)]
+        lines.append([row.figure, *cells, row.beside, row.reach, verdicts[row.reached]])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def machine() -> str:
     """Say in a few words where this was measured."""
-    words = [f"{os.cpu_count()} cores", platform.machine(), f"Linux {platform.release().partition('-')[0]}"]
+    linux = f"Linux {platform.release().partition('-')[0]}"
+    words = [f"{os.cpu_count()} cores", platform.machine(), linux]
     words.append(f"Python {platform.python_version()}")
     with contextlib.suppress(MissingError):
         words.append(f"Docker {connect().version()['Version']}")
@@ -487,14 +431,20 @@ def main() -> int:
     """Measure, print the table and write it. Returns 1 where a figure is not reached."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, and no images")
+    parser.add_argument("--before", type=Path, metavar="DIRECTORY", help="measure this, too")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there, too")
     options = parser.parse_args()
     if sys.platform != "linux":
         print("run.py: reads /proc, so it needs Linux", file=sys.stderr)
         return 2
-    rows = list(measure(QUICK if options.quick else FULL))
-    command = f"sh tests/bench.sh{' --quick' if options.quick else ''}"
-    text = f"Measured by `{command}` on {machine()}:\n\n{table(rows)}"
+    if options.before and not (options.before / "agent.py").is_file():
+        parser.error(f"{options.before} is no checkout of this project")
+    versions = {"now": ROOT} | ({"before": options.before.resolve()} if options.before else {})
+    scale = QUICK if options.quick else FULL
+    rows = list(measure(list(versions.values()), scale, images=not options.quick))
+    command = "sh tests/bench.sh" + " --quick" * options.quick
+    command += " --before DIRECTORY" * (options.before is not None)
+    text = f"Measured by `{command}` on {machine()}:\n\n{table(rows, list(versions))}"
     print(text, end="")
     if options.output:
         options.output.write_text(text)

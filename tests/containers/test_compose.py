@@ -39,7 +39,6 @@ pytestmark = pytest.mark.docker
 
 TWO_NAMES = {"SERVICE_NAME": NAME, "SERVICE_HOST": HOST}
 NOT_SERVED = {"HEARTBEAT_FILE"}  # the template has no use for it: /tmp is a tmpfs
-ALSO_SERVED = {"VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN"}  # other names for REGISTRY_TOKEN
 TTL = 60  # seconds: the template's own intervals are tried here
 MANY = 20
 
@@ -72,7 +71,7 @@ def test_with_two_names_set_it_is_valid_and_its_defaults_are_the_agents_own(tool
 
 
 def test_it_passes_every_setting_on(tool: Tool, tmp_path: Path) -> None:
-    served = {field.upper() for field in Settings._fields} - {"REGISTRY_TOKEN_NAME"} - NOT_SERVED | ALSO_SERVED
+    served = {field.upper() for field in Settings._fields} - NOT_SERVED
     values = {name: f"value-of-{name}" for name in served}
     assert config(tool, tmp_path, **values)["environment"] == values
 

@@ -136,17 +136,6 @@ def test_registry_outage(scene: Scene, begin: Outage, end: Outage) -> None:
     assert scene.sidecar.count(r"Registry is back after \d+ s") >= 1
 
 
-def test_registry_restarted_empty(scene: Scene) -> None:
-    scene.registry.container.restart(timeout=0)
-    assert_registered(scene.registry, scene.sidecar)
-
-
-def test_registry_loses_the_record(scene: Scene) -> None:
-    scene.registry.tell(dialect="deployed", forget=None)
-    assert_registered(scene.registry, scene.sidecar)
-    assert scene.sidecar.count(r"Service not found \(404\)") >= 1
-
-
 def test_registry_replaced_under_its_name_at_another_address(scene: Scene) -> None:
     old = scene.registry.address
     registry = scene.lab.registry()  # beside the first one, which therefore keeps its address
@@ -163,14 +152,6 @@ def test_service_stopped_and_started(scene: Scene) -> None:
     scene.sidecar.wait_health("healthy", r"^service down for \d+ s")
     scene.registry.wait_no_record(timeout=TTL + SLACK)
     scene.service.container.start()
-    assert_registered(scene.registry, scene.sidecar)
-
-
-def test_service_hanging(scene: Scene) -> None:
-    scene.service.container.pause()
-    scene.sidecar.wait_health("healthy", r"^service down for \d+ s: no answer within 1 s")
-    scene.registry.wait_no_record(timeout=TTL + SLACK)
-    scene.service.container.unpause()
     assert_registered(scene.registry, scene.sidecar)
 
 
@@ -206,15 +187,6 @@ def test_dead_dns(lab: Lab) -> None:
     sidecar.wait_health("healthy", r"^registry unreachable for \d+ s \(attempt [2-9]\): no answer within 1 s")
     assert_calm(sidecar)
     assert sidecar.stop() == 0
-
-
-def test_stop_while_the_registry_hangs(scene: Scene) -> None:
-    scene.registry.container.pause()
-    scene.sidecar.wait_for("Heartbeat failed")
-    assert_calm(scene.sidecar)
-    assert scene.sidecar.stop() == 0
-    scene.sidecar.container.start()  # the fixture looks at it once more
-    scene.sidecar.wait_health("healthy", "^registry unreachable")
 
 
 # ---------------------------------------------------------------------------- peers at their worst

@@ -41,33 +41,6 @@ def test_it_runs_hardened(lab: Lab) -> None:
     sidecar.wait_for("Service deregistered")
 
 
-def test_it_waits_for_a_service_that_starts_slowly(lab: Lab) -> None:
-    registry, service, sidecar = lab.registry(), lab.service("--not-ready-for", "8"), lab.sidecar()
-    sidecar.wait_health("healthy", r"^waiting for the service for \d+ s: 503")
-    assert registry.record() is None
-    sidecar.wait_for("Service is READY")
-    record = registry.wait_record()
-    ready = moment(service.state["StartedAt"]) + 8
-    assert moment(record["registered_at"]) - ready <= PROMPTLY
-
-
-def test_its_root_is_read_only_and_it_has_no_rights(lab: Lab) -> None:
-    sidecar = lab.sidecar()
-    code, said = sidecar.execute("touch", "/app/x")
-    assert code != 0
-    assert "Read-only" in said
-    _, status = sidecar.execute("cat", "/proc/1/status")
-    assert re.findall(r"Cap(?:Prm|Eff|Bnd):\s+(\d+)", status) == ["0" * 16] * 3
-    assert re.findall(r"NoNewPrivs:\s+(\d)", status) == ["1"]
-
-
-def test_bad_settings_stop_it_with_the_reason(lab: Lab) -> None:
-    sidecar = lab.sidecar({"restart_policy": None}, SERVICE_NAME="index", SERVICE_PORT=0)
-    assert sidecar.container.wait(timeout=30)["StatusCode"] == 2
-    sidecar.wait_for("Bad setting: SERVICE_(NAME|PORT)=", times=2)
-    assert "Traceback" not in sidecar.log
-
-
 def test_ready_follows_registration(lab: Lab) -> None:
     """`--ready` after the health check's command is for those who wait for the registration."""
     command = ("python", "-I", "-S", "/app/healthcheck.pyc", "--ready")

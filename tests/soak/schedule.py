@@ -45,8 +45,8 @@ class Kind(NamedTuple):
     back: float = 1.0  # the agent is back within so many, beside the deadlines of its requests
 
 
-# Within an interval a single fault is met, and within another one, at the end of the TTL, it shows its harm.
-ONE = 2.5
+# Within an interval a fault is met, and within another one, at the end of the TTL, it shows its harm.
+MET, ONE = 1.2, 2.5
 A_LOOK = (10, 12)  # intervals in which an agent looks at the list
 AGENT_KINDS: Mapping[str, Kind] = {
     # One fault, which never costs the record.
@@ -58,24 +58,24 @@ AGENT_KINDS: Mapping[str, Kind] = {
     "the list fails": Kind(1, 0, 0, ("list",), anything, keeps=True),
     # Nor do these, though they last.
     "the list is useless, registrations fail": Kind(1, *A_LOOK, ("list",), useless, keeps=True),
-    "new version, registrations fail": Kind(1, 1, 4, ("register",), failing, keeps=True),
+    "new version, registrations fail": Kind(1, MET, 4, ("register",), failing, keeps=True),
     "first address dead": Kind(
         2, 3, 5, ("registry", "service", "registry and service"), keeps=True
     ),
     "log not read": Kind(1, 4, 7, keeps=True),
     # The registry, as this agent alone sees it.
-    "requests fail": Kind(3, 0.5, 4, ("heartbeat", "register", "*"), failing),
-    "a website in its place": Kind(1, 0.5, 3, ("register", "*"), ["web page"].copy),
-    "heartbeats are asked to wait": Kind(1, 1, 5, ("heartbeat",), RETRY_LATER.copy),
-    "registrations are asked to wait": Kind(2, 0.5, 3, ("register",), RETRY_SOON.copy),
-    "hollow answers": Kind(5, 0.5, 3, ("heartbeat", "register", "*"), hollow),
+    "requests fail": Kind(3, MET, 4, ("heartbeat", "register", "*"), failing),
+    "a website in its place": Kind(1, MET, 3, ("register", "*"), ["web page"].copy),
+    "heartbeats are asked to wait": Kind(1, MET, 5, ("heartbeat",), RETRY_LATER.copy),
+    "registrations are asked to wait": Kind(2, MET, 3, ("register",), RETRY_SOON.copy),
+    "hollow answers": Kind(5, MET, 3, ("heartbeat", "register", "*"), hollow),
     "record lost": Kind(2, 0, 0),
     "record lost, heartbeats acknowledged": Kind(1, 0, 0, back=10),
     # The service.
     "service stopped": Kind(2, 0.2, 7),
     "service paused": Kind(2, 0.2, 7),
     "service unhealthy": Kind(1, 0.2, 7),
-    "service misbehaves": Kind(2, 0.5, 6, ("health",), unhealthy),
+    "service misbehaves": Kind(2, MET, 6, ("health",), unhealthy),
     "service restarted with a new version": Kind(2, 0.05, 0.3),
     # The agent itself. The TTL is two intervals.
     "agent frozen": Kind(2, 0.2, 1.8),
