@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import AGENT, ROOT, Sidecar, odd_lines
+from harness import AGENT, FOREVER, ROOT, Sidecar, odd_lines
 from peers.registry import Registry
 from peers.server import Answer, Request
 from peers.service import ToyService
@@ -26,16 +26,22 @@ from peers.service import ToyService
 ACCEPTED = re.compile("Heartbeat accepted|Service registered successfully")
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/signals/points.c, built."""
+def build(name: str, home: Path) -> Path:
+    """Return the shared library of this name, built from its source in tests/signals/."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if not compiler or not sys.platform.startswith("linux"):
         pytest.skip("needs Linux and a C compiler (cc, gcc or clang)")
-    built = tmp_path_factory.mktemp("signals") / "points.so"
-    source = str(ROOT / "tests" / "signals" / "points.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(built), source], check=True)
+    built = home / f"{name}.so"
+    source = str(ROOT / "tests" / "signals" / f"{name}.c")
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(built), source, "-ldl"]
+    subprocess.run(command, check=True)
     return built
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/signals/points.c, built."""
+    return build("points", tmp_path_factory.mktemp("signals"))
 
 
 class UnwellAtFirst(ToyService):
@@ -139,6 +145,14 @@ def test_at_some_points(number: signal.Signals, way: str, library: Path, tmp_pat
 def test_at_every_point(number: signal.Signals, way: str, library: Path, tmp_path: Path) -> None:
     """A few of more than 2,000 points may be those where a lock stays held for good."""
     deliver(number, library, way, 1, tmp_path)
+
+
+def test_in_the_gap_before_a_sleep(registry: Registry, tmp_path: Path) -> None:
+    """Where Python has looked for signals, and the kernel does not sleep yet; nothing else ends it."""
+    registry.play("register", ["status", 429, None, {"Retry-After": "100"}], times=FOREVER)
+    gap = build("gap", tmp_path)
+    with Sidecar(registry, SERVICE_HEALTH_CHECK="none", LD_PRELOAD=gap) as sidecar:
+        assert sidecar.wait(20) == 0
 
 
 def is_prepared(pid: int) -> bool:
