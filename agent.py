@@ -515,6 +515,7 @@ MAX_BODY = 64 * 1024  # bytes kept of any body
 MAX_READ = 2 * MAX_BODY  # bytes read of any exchange: status, headers, framing and body together
 # A connection is renewed before it is an hour old, so that a name that has moved is followed.
 LONGEST_CONNECTION = 3600.0 - 30.0  # seconds
+SLICE = 1.0  # seconds of sleep in one go
 
 # What TLS waits for may be the other direction.
 WANT_READ = () if ssl is None else (ssl.SSLWantReadError,)
@@ -581,12 +582,19 @@ class Signals:
         self.stopping = False
 
     def pause(self, duration: float) -> None:
-        """Sleep so many seconds. Raises Stop."""
+        """Sleep so many seconds. Raises Stop.
+
+        In slices: what comes after Python has looked for signals, and before the kernel sleeps,
+        cuts no sleep short.
+        """
         try:
             self.asleep = True
-            if self.stopping:
-                raise Stop
-            self.sleep(duration)
+            while not self.stopping:
+                self.sleep(min(duration, SLICE))
+                duration -= SLICE
+                if duration <= 0:
+                    return
+            raise Stop
         finally:
             self.asleep = False
 

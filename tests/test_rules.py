@@ -105,8 +105,10 @@ def test_a_list_without_the_name_is_followed_by_registrations_until_one_is_accep
 
 def test_a_list_that_is_wrong_stops_no_heartbeat() -> None:
     """As that of one replica whose breaker is open, while the store holds the record."""
-    settings = {"SERVICE_HEALTH_CHECK": "none", "HEARTBEAT_INTERVAL": 0.5}
-    with Registry(ttl=2.0) as registry, Sidecar(registry, **settings) as sidecar:
+    with (
+        Registry(ttl=2.0) as registry,
+        Sidecar(registry, SERVICE_HEALTH_CHECK="none", HEARTBEAT_INTERVAL=0.5) as sidecar,
+    ):
         sidecar.wait_registered()
         registry.play("list", reply(200, []), times=FOREVER)
         registry.play("register", "status_500", times=FOREVER)

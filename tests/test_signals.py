@@ -152,7 +152,7 @@ def test_in_the_gap_before_a_sleep(registry: Registry, tmp_path: Path) -> None:
     registry.play("register", ["status", 429, None, {"Retry-After": "100"}], times=FOREVER)
     gap = build("gap", tmp_path)
     with Sidecar(registry, SERVICE_HEALTH_CHECK="none", LD_PRELOAD=gap) as sidecar:
-        assert sidecar.wait(20) == 0
+        assert sidecar.wait(10) == 0
 
 
 def is_prepared(pid: int) -> bool:

@@ -176,7 +176,11 @@ class NoSignals(agent.Signals):
     """Nothing interrupts a simulated wait, and so no file is needed for it."""
 
     def __init__(self, sleep: Callable[[float], None]) -> None:
-        self.sleep, self.stopping, self.asleep = sleep, False, False
+        self.sleep = sleep
+
+    def pause(self, duration: float) -> None:
+        """Sleep in one go."""
+        self.sleep(duration)
 
 
 class NoFile(agent.SignOfLife):

@@ -34,6 +34,7 @@ from typing import IO
 AT_ONCE = 2
 LIMIT = 6.0  # seconds for one agent, which needs a twentieth of one; then it hangs
 JUMP = 10.5  # seconds, more than the default deadlines and less than an interval
+SLICE = 1.0  # seconds; the agent sleeps longer ones in slices
 SLEEPS_AFTER = 3  # after the window the agent goes on for so many sleeps; then SIGTERM comes
 LOST_STOP = 70  # exit code of an agent that went on after SIGTERM
 
@@ -64,6 +65,7 @@ class Child:
     def __init__(self, point: int) -> None:
         self.point = point
         self.slept = 0
+        self.passed = 0  # points, when the window ended
         self.files: dict[str, IO[str]] = {
             name: tempfile.TemporaryFile("w+", errors="surrogateescape")  # noqa: SIM115
             for name in ("place", "stdout", "stderr")
@@ -98,8 +100,11 @@ class Child:
 
     def sleep(self, seconds: float) -> None:
         """Stand in for time.sleep."""
-        passed = points.end()
+        self.passed = self.passed or points.end()
         points.advance(seconds)
+        if seconds == SLICE:  # there is more to come of this sleep
+            return
+        passed, self.passed = self.passed, 0
         self.slept += 1
         if self.slept == window:
             jump = JUMP if number == signal.SIGALRM else 0.0
