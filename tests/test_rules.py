@@ -60,9 +60,7 @@ USELESS: dict[str, Any] = {
     "an object": reply(200, {"services": []}),
     "a list that is cut off": cut_off('["another_service", "osi'),
     "a list of more than 64 KB": reply(200, ["another_service"] * 5000),
-    "nothing": reply(200),
     "no answer": "hang",
-    "a reset": "reset",
 }
 REFUSALS: dict[str, Any] = {
     "an error": "status_500",
@@ -70,7 +68,7 @@ REFUSALS: dict[str, Any] = {
     "no answer": "hang",
     "a page": PAGE,
 }
-LOOKS = [*((look, "an error") for look in USELESS), ("an error", "429"), ("an error", "no answer")]
+LOOKS = [*((look, "an error") for look in USELESS), ("an error", "no answer")]
 
 
 @pytest.mark.parametrize(("look", "refusal"), LOOKS)
@@ -117,7 +115,7 @@ def test_a_list_that_is_wrong_stops_no_heartbeat() -> None:
         assert not sampler.absences
 
 
-@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("refusal", ["429", "no answer"])
 def test_a_new_version_that_cannot_be_registered_stops_no_heartbeat(
     service: ToyService, refusal: str
 ) -> None:
@@ -162,8 +160,7 @@ def test_one_heartbeat_whose_token_is_refused_stops_no_other(
 # ---- Retry-After: what keeps the record alive wins
 
 
-@pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize("form", ["seconds", "date"])
+@pytest.mark.parametrize(("status", "form"), [(429, "seconds"), (503, "date")])
 def test_a_heartbeat_that_is_asked_to_wait_does_not_cost_the_record(
     registry: Registry, service: ToyService, status: int, form: str
 ) -> None:
@@ -311,10 +308,9 @@ def test_a_probe_that_tells_nothing_leaves_what_is_known(
 # ---- only what was accepted is taken back
 
 NEVER_ACCEPTED: dict[str, Any] = {
-    **{str(status): f"status_{status}" for status in (401, 422, 429, 500)},
+    **{str(status): f"status_{status}" for status in (401, 429)},
     "redirect": "redirect",
     "page": PAGE,
-    "close": "close",
     "hang": "hang",
 }
 
@@ -358,10 +354,8 @@ def test_a_sidecar_stopped_in_its_first_registration_deletes_nothing(service: To
 
 PAGES: dict[str, Fault] = {
     "200": PAGE,
-    "201": reply(201, HTML, "text/html"),
-    "in capitals": reply(200, HTML.upper(), "TEXT/HTML"),
-    "by its type alone": reply(200, "Welcome", "text/html"),
-    "by its body alone": reply(200, HTML, "application/json"),
+    "by its type alone": reply(201, "Welcome", "TEXT/HTML"),
+    "by its body alone, in capitals": reply(200, HTML.upper(), "application/json"),
     "behind blanks": reply(200, f"\r\n\t {HTML}", "text/plain"),
     "behind a byte order mark": reply(200, f"\ufeff\n{HTML}", "text/plain"),
     "XHTML": reply(200, f'<?xml version="1.0"?>{HTML}', "application/xhtml+xml"),

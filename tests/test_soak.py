@@ -29,7 +29,6 @@ from soak.invariants import (
     GROWTH,
     MANY_DESCRIPTORS,
     MOST_MEMORY,
-    Lateness,
     Sample,
     Times,
     Watch,
@@ -69,16 +68,6 @@ def test_there_is_a_play_for_each_kind_and_for_nothing_else() -> None:
     with World(1, TIMES) as world:
         assert world.plays.on_agent.keys() == AGENT_KINDS.keys()
         assert world.plays.on_registry.keys() == REGISTRY_KINDS.keys()
-
-
-def test_it_can_be_kept_to_some_kinds() -> None:
-    assert {episode.kind for episode in episodes(4, 20, only=["record lost", "agent killed"])} == {
-        "record lost",
-        "agent killed",
-    }
-    assert {episode.kind for episode in episodes(4, 5, only=["store open"])} == {"store open"}
-    with pytest.raises(ValueError, match="no kind of fault is left"):
-        next(rounds(1, 2, 2.0, only=["nonsense"]))
 
 
 def test_faults_are_told_apart_by_how_they_look() -> None:
@@ -208,14 +197,6 @@ def test_lines_that_nobody_could_read_must_be_told_of() -> None:
     assert few.watch.said("x WARNING 2 lines of the log were dropped", 1.1)
     assert not enough.watch.said("x WARNING 3 lines of the log were dropped", 1.1)
     assert not enough.refresh(5.1)
-
-
-def test_lateness_is_what_came_after_a_moment() -> None:
-    late = Lateness()
-    for now in (1.0, 2.0, 3.0):
-        late.add(now, 0.5)
-    late.add(4.0, -1.0)
-    assert [late.since(then) for then in (0.0, 1.0, 2.5, 9.0)] == [1.5, 1.0, 0.5, 0.0]
 
 
 def test_memory_and_descriptors_that_grow_are_told_and_flat_ones_not() -> None:

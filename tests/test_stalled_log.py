@@ -80,8 +80,15 @@ def test_heartbeats_go_on_and_so_does_all_else(registry: Registry, service: ToyS
     assert registry.record(NAME) is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("state", ["waiting", "backing-off", "hanging", "service-down"])
+@pytest.mark.parametrize(
+    ("state", "number"),
+    [
+        ("waiting", signal.SIGTERM),
+        ("backing-off", signal.SIGINT),
+        ("hanging", signal.SIGTERM),
+        ("service-down", signal.SIGINT),
+    ],
+)
 def test_a_stop_is_heard_in_every_state(
     registry: Registry, service: ToyService, state: str, number: int
 ) -> None:

@@ -19,7 +19,6 @@ from peers.registry import Registry
 from peers.service import ToyService
 
 SECRET = "5f1e0c9ab7d24386"
-VARIABLES = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
 NEEDED = {
     "SERVICE_NAME": NAME,
     "SERVICE_HOST": "127.0.0.1",
@@ -37,7 +36,7 @@ def quoted(line: str, pattern: str) -> str:
     return found[1].lower()
 
 
-@pytest.mark.parametrize("token", ["e", "registered", "not", "Service"])
+@pytest.mark.parametrize("token", ["e", "registered"])
 def test_a_lost_record_is_known_by_its_wording_whatever_the_token(
     service: ToyService, token: str
 ) -> None:
@@ -64,7 +63,7 @@ def test_a_lost_record_is_known_by_its_wording_whatever_the_password(service: To
             assert not sidecar.count(" failed ")
 
 
-@pytest.mark.parametrize("token", ["e", "i", "401", "token"])
+@pytest.mark.parametrize("token", ["e", "401"])
 def test_a_refused_token_is_known_by_its_wording_whatever_the_token(
     service: ToyService, token: str
 ) -> None:
@@ -103,8 +102,15 @@ def test_what_stands_beyond_200_characters_is_read_too(
 # ---- quotes, as `docker run --env-file` passes them on
 
 
-@pytest.mark.parametrize("quote", ['"', "'"])
-@pytest.mark.parametrize("name", [*VARIABLES, "REGISTRY_TOKEN_FILE"])
+@pytest.mark.parametrize(
+    ("name", "quote"),
+    [
+        ("REGISTRY_TOKEN", '"'),
+        ("VERTICE_REGISTRY_TOKEN", "'"),
+        ("REGISTRY_AUTH_TOKEN", '"'),
+        ("REGISTRY_TOKEN_FILE", "'"),
+    ],
+)
 def test_quotes_around_a_token_are_warned_of(
     tmp_path: Path, service: ToyService, name: str, quote: str
 ) -> None:
@@ -120,7 +126,7 @@ def test_quotes_around_a_token_are_warned_of(
         assert not sidecar.count(SECRET)
 
 
-@pytest.mark.parametrize("token", [f'a"{SECRET}"b', f'"{SECRET}', f"{SECRET}'", f"\"{SECRET}'"])
+@pytest.mark.parametrize("token", [f'a"{SECRET}"b', f"\"{SECRET}'"])
 def test_a_token_with_a_quote_in_it_is_not_warned_of(service: ToyService, token: str) -> None:
     with (
         Registry(token=token) as registry,
@@ -166,7 +172,7 @@ def test_a_value_in_quotes_is_refused_and_the_quotes_are_named(quote: str) -> No
     assert len(lines) == len(IN_QUOTES)
 
 
-@pytest.mark.parametrize("value", ['"team=osint,zone=eu"', "'team=osint'", '"team=osint"', '""'])
+@pytest.mark.parametrize("value", ['"team=osint,zone=eu"', "'team=osint'", '""'])
 def test_metadata_in_quotes_is_refused(value: str) -> None:
     done = run_agent(NEEDED | {"SERVICE_METADATA": value})
     assert done.returncode == 2
@@ -176,7 +182,7 @@ def test_metadata_in_quotes_is_refused(value: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((variable, f'"two words {SECRET}"') for variable in VARIABLES),
+        ("REGISTRY_TOKEN", f'"two words {SECRET}"'),
         ("REGISTRY_URL", f'"http://ann:{SECRET}@registry"'),
     ],
 )
@@ -284,8 +290,6 @@ HINT = "8888 is its port on the host"
 ELSEWHERE: dict[str, Any] = {  # what is no refused connection
     "hang": "no answer within",
     "close": "connection closed without an answer",
-    "reset": "connection reset",
-    "garbage": "unusable answer",
     "status_502": "502",
 }
 
