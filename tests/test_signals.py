@@ -136,7 +136,7 @@ def judge(report: dict[str, Any], number: signal.Signals, least: int, registry: 
     ],
 )
 def test_at_some_points(number: signal.Signals, way: str, library: Path, tmp_path: Path) -> None:
-    deliver(number, library, way, 31, tmp_path)
+    deliver(number, library, way, 101, tmp_path)
 
 
 @pytest.mark.slow
