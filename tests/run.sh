@@ -32,7 +32,7 @@ echo "Lint and types"
 "$python" -m mypy agent.py healthcheck.py docker/*.py tests
 
 fast="not slow and not docker"
-many="-n 8 --dist worksteal" # at once, for most of them wait most of the time
+many="-n 12 --dist worksteal" # at once, for most of them wait most of the time
 if [ "$*" = all ]; then
   echo "Fast tests, with the coverage of agent.py and healthcheck.py in all processes that they start"
   "$python" -m coverage erase
