@@ -1076,11 +1076,11 @@ class Registry:
 
     def judge(self, answer: Answer) -> Reply:
         """Return what an answer means. A web page is no registry's, whatever its status."""
-        meaning = FAILED
         if answer.ok and not answer.is_page:
-            meaning = ACCEPTED
             self.accepted = True
-        elif answer.status in (401, 403) or (
+            return Reply(ACCEPTED, True, str(answer.status))
+        meaning = FAILED
+        if answer.status in (401, 403) or (
             answer.status >= 500 and re.search(self.REFUSAL, answer.message())
         ):
             meaning = REFUSED
