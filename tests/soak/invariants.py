@@ -248,14 +248,14 @@ class Sample(NamedTuple):
 def growth(samples: Sequence[Sample]) -> Sample | None:
     """Return by how much a life's second half exceeds its first one after the warm-up; None where it was too short.
 
-    Medians of memory; the most descriptors.
+    Medians of memory; the fewest descriptors, since a probe's and a look-up's come and go.
     """
     kept = samples[int(len(samples) * WARM_UP) :]
     if len(kept) < ENOUGH:
         return None
     first, second = kept[: len(kept) // 2], kept[len(kept) // 2 :]
     memory = [round(statistics.median(sample.memory for sample in half)) for half in (first, second)]
-    descriptors = [max(sample.descriptors for sample in half) for half in (first, second)]
+    descriptors = [min(sample.descriptors for sample in half) for half in (first, second)]
     return Sample(memory[1] - memory[0], descriptors[1] - descriptors[0])
 
 
