@@ -278,7 +278,7 @@ BUGS = {
         "the record is gone",
     ),
     "goes on heartbeating for a dead service": Bug(
-        "            if not self.is_healthy():\n                return self.service_down\n",
+        "            if not attempt and not self.is_healthy():\n                return self.service_down\n",
         "            self.is_healthy()\n",
         "service stopped",
         "a heartbeat .* s after the service died",
@@ -303,8 +303,9 @@ BUGS = {
         "the record is gone",
     ),
     "a look that ends the heartbeats": Bug(
-        "        return reply.meaning != LOST\n",
-        "        return reply.meaning == ACCEPTED\n",
+        "                self.record.look()\n",
+        "                self.record.look()\n"
+        "                if self.record.beats % LOOK_EVERY == 0:\n                    return self.registering\n",
         "the list is useless, registrations fail",
         "the record is gone",
     ),
