@@ -320,3 +320,16 @@ def test_a_service_dead_during_an_outage_is_not_registered_when_the_registry_ret
         assert registry.count("register") == registered
         service.start()
         sidecar.wait_registered(times=2)
+
+
+@pytest.mark.parametrize("fault", ["close", "reset"])
+def test_a_kept_connection_closed_at_that_very_moment_costs_no_heartbeat(
+    registry: Registry, service: ToyService, fault: str
+) -> None:
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=1) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        registry.play("heartbeat", fault)
+        beats = registry.count("heartbeat")
+        sidecar.wait_for("Heartbeat accepted", times=3)
+        assert registry.count("heartbeat") >= beats + 3  # one of them twice
+        assert not sidecar.count("WARNING")
