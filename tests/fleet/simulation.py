@@ -125,7 +125,7 @@ class Registry:
         return LATE
 
     def answer(self, name: str, path: str) -> agent.Answer:
-        """Answer as REGISTRY.md has it."""
+        """Answer as the deployed one does."""
         now = self.world.now
         if int(now) != self.second:
             self.second, self.taken = int(now), 0
