@@ -44,6 +44,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ with warnings.catch_warnings():
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-    from urllib3.connection import HTTPConnection, HTTPSConnection
+    from urllib3.connection import HTTPConnection
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # `python -I` leaves it out
 import healthcheck
@@ -68,10 +69,9 @@ import healthcheck
 # ------------------------------------------------------------------------------------- settings
 
 REGISTRY_TTL = 60.0  # seconds without a heartbeat after which the registry drops a record
-LONGEST = 86400.0  # seconds
+LONGEST_DURATION = 86400.0  # seconds
 MAX_METADATA = 256  # characters of a metadata value
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 NAME = "(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", (
     "the name to register: lowercase letters, digits, _ and -, not `index`, the registry's own"
 )
@@ -128,7 +128,8 @@ def parse_choice(choices: tuple[str, ...], text: str) -> str:
 
 
 def parse_truth(text: str) -> bool:
-    return parse_choice((*TRUE, *FALSE), text) in TRUE
+    true, false = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+    return parse_choice((*true, *false), text) in true
 
 
 def parse_number(kind: type[int | float], lowest: float, highest: float, text: str) -> float:
@@ -210,18 +211,18 @@ class Settings(NamedTuple):
     service_port: int = setting("8080", parse_number, int, 1, 65535)
     service_health_check: str = setting("http", parse_choice, ("http", "tcp", "none"))
     service_health_endpoint: str = setting("/health", parse_pattern, *PATH)
-    service_health_timeout: float = setting("5", parse_number, float, 0.01, LONGEST)
+    service_health_timeout: float = setting("5", parse_number, float, 0.01, LONGEST_DURATION)
     service_health_retries: int = setting("3", parse_number, int, 1, 100)
     service_metadata: Mapping[str, str] = setting("", parse_pairs)
     registry_url: str = setting("http://vertice-register-lb:8888", parse_url)
-    registry_timeout: float = setting("10", parse_number, float, 0.01, LONGEST)
+    registry_timeout: float = setting("10", parse_number, float, 0.01, LONGEST_DURATION)
     registry_token: str = setting("", parse_pattern, *TOKEN)
     vertice_registry_token: str = setting("", parse_pattern, *TOKEN)
     registry_auth_token: str = setting("", parse_pattern, *TOKEN)
     registry_token_file: str = setting("", parse_file, read_token, "that holds the token")
     registry_ca_file: str = setting("", parse_file, load_authorities, "of CA certificates")
-    heartbeat_interval: float = setting("30", parse_number, float, 0.01, LONGEST)
-    initial_wait_timeout: float = setting("60", parse_number, float, 0, LONGEST)
+    heartbeat_interval: float = setting("30", parse_number, float, 0.01, LONGEST_DURATION)
+    initial_wait_timeout: float = setting("60", parse_number, float, 0, LONGEST_DURATION)
     deregister_on_exit: bool = setting("true", parse_truth)
     heartbeat_file: str = setting(healthcheck.DEFAULT_PATH, parse_heartbeat_file)
     log_level: str = setting("INFO", parse_choice, LOG_LEVELS)
@@ -295,10 +296,8 @@ def doubts(settings: Settings) -> list[str]:
             f" record expires after {2 * interval:g} s; set it lower, or SERVICE_HEALTH_TIMEOUT"
         )
     if not re.fullmatch("[a-z0-9_-]{3,64}", settings.service_name):
-        lines.append(
-            f"SERVICE_NAME={settings.service_name}:"
-            " names are by convention 3 to 64 lowercase letters, digits, _ and -"
-        )
+        convention = "names are by convention 3 to 64 lowercase letters, digits, _ and -"
+        lines.append(f"SERVICE_NAME={settings.service_name}: {convention}")
     if settings.registry_ca_file and not settings.registry_url.lower().startswith("https:"):
         lines.append("REGISTRY_CA_FILE: of no use while REGISTRY_URL begins with http://")
     with contextlib.suppress(OSError, ValueError):
@@ -364,14 +363,11 @@ secrets: dict[str, re.Pattern[str]] = {}
 
 def keep_secret(secret: str) -> None:
     """Keep `secret` out of the log from now on, also escaped as in JSON or a URL."""
-    pattern = ""
-    # Backslashes are taken in one go, and bounded: else the search would take forever.
-    for part in re.findall(r"\\+|[^\\]", secret):
-        if part[0] == "\\":
-            pattern += rf"(?:\\{{{len(part)},{5 * len(part)}}}|(?:%5c){{{len(part)}}})"
-        else:
-            pattern += rf"(?:\\{{0,4}}{re.escape(part)}|%{ord(part):02x})"
-    secrets[secret] = re.compile(pattern, re.IGNORECASE)
+    # How many backslashes stand before a character depends on how often it was escaped; their
+    # number is bounded, or the search would take too long.
+    characters = [rf"(?:{re.escape(c)}|%{ord(c):02x})" for c in secret.replace("\\", "")]
+    pattern = "".join(rf"(?:\\|%5c){{0,40}}{character}" for character in characters)
+    secrets[secret] = re.compile(pattern or re.escape(secret), re.IGNORECASE)
 
 
 def url_secrets(url: str) -> list[str]:
@@ -428,26 +424,7 @@ def say_seconds(duration: float) -> str:
     return f"{round(duration, 2):g} s"
 
 
-class OneLine(logging.Formatter):
-    """Formats a record as one line, of text or of JSON; only a bug's traceback takes more."""
-
-    converter = time.gmtime  # type: ignore[assignment]
-
-    def __init__(self, as_json: bool) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-        self.as_json = as_json
-
-    def format(self, record: logging.LogRecord) -> str:
-        if not self.as_json:
-            return super().format(record)
-        when = self.formatTime(record, self.datefmt)
-        line = {"time": when, "level": record.levelname, "message": record.getMessage()}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-class StdoutHandler(logging.Handler):
+class Log(logging.Handler):
     """Writes lines to stdout while somebody reads there, and counts the others.
 
     It never waits. The file stays as it is, without O_NONBLOCK, since other processes may share
@@ -457,6 +434,7 @@ class StdoutHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
+        self.as_json = False
         self.file = 1
         if os.isatty(1):
             with contextlib.suppress(OSError):
@@ -466,18 +444,34 @@ class StdoutHandler(logging.Handler):
         self.unwritten = b""  # the rest of a line that found no room
         self.dropped, self.told = 0, 0  # lines, and how many of them the rest tells of
 
+    def set_up(self, level: str, as_json: bool) -> None:
+        """Take over all lines but those of libraries: urllib3's repeat what peers sent."""
+        self.as_json = as_json
+        logging.raiseExceptions = False
+        logging.getLogger().handlers[:] = [logging.NullHandler()]
+        log.handlers[:] = [self]
+        log.propagate = False
+        log.setLevel(level)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line, of text or of JSON; only a bug's traceback takes more."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        line = {"time": when, "level": record.levelname, "message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = "\n" + "".join(traceback.format_exception(record.exc_info[1]))
+        return (json.dumps(line) if self.as_json else " ".join(line.values())) + "\n"
+
     def emit(self, record: logging.LogRecord) -> None:
         self.flush()
         if self.unwritten:
             self.dropped += 1
             return
-        lines = [self.format(record)]
+        text = self.format(record)
         if self.dropped:
             words = f"{self.dropped} lines of the log were dropped, since nobody read them"
-            loss = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": words}
-            lines.insert(0, self.format(logging.makeLogRecord(loss)))
-        self.told = self.dropped
-        text = "".join(f"{line}\n" for line in lines)
+            loss = log.makeRecord(log.name, logging.WARNING, "", 0, words, (), None)
+            text = self.format(loss) + text
+        self.told, self.dropped = self.dropped, 0
         self.unwritten = text.encode("utf-8", "backslashreplace")
         self.flush()
 
@@ -491,22 +485,7 @@ class StdoutHandler(logging.Handler):
             return
         except OSError:  # a full disk, or a reader that is gone
             self.unwritten = b""
-            self.dropped += 1
-            self.told = 0
-        if not self.unwritten:
-            self.dropped -= self.told
-            self.told = 0
-
-
-def set_up_log(level: str, as_json: bool) -> None:
-    """Log to stdout, and let no library's words through: urllib3's repeat what peers sent."""
-    logging.raiseExceptions = False
-    logging.getLogger().handlers[:] = [logging.NullHandler()]
-    handler = StdoutHandler()
-    handler.setFormatter(OneLine(as_json))
-    log.handlers[:] = [handler]
-    log.propagate = False
-    log.setLevel(level)
+            self.dropped += self.told + 1
 
 
 # -------------------------------------------------------------------------------------- waiting
@@ -598,18 +577,17 @@ class Signals:
         finally:
             self.asleep = False
 
-    def wait(self, file: int, events: int, end: float) -> None:
-        """Wait until the file is ready. Raises LateError at `end` (monotonic seconds), and Stop."""
+    def wait(self, file: int, events: int, end: float) -> bool:
+        """Tell whether the file is ready before `end` (monotonic seconds). Raises Stop."""
         self.poller.register(file, events)
         try:
-            while True:
-                if self.stopping:
-                    raise Stop
+            while not self.stopping:
                 left = end - time.monotonic()
                 if left <= 0:
-                    raise LateError
+                    return False
                 if any(ready == file for ready, _ in self.poller.poll(math.ceil(left * 1000))):
-                    return
+                    return True
+            raise Stop
         finally:
             self.poller.unregister(file)
 
@@ -617,28 +595,24 @@ class Signals:
 class Wire:
     """The way to one host and port: look-up, connecting, and the bounds of what passes over it.
 
-    Attributes: `end` of the exchange under way (monotonic seconds), `budget` in bytes still to be
-    read, when the last connection was `opened`, the `look_up` that is still without an answer.
+    Attributes: `duration` of the exchange under way, its `end` (monotonic seconds), the `budget` in
+    bytes still to be read, when the last connection was `opened`, the `look_up` without an answer.
     """
 
     def __init__(self, host: str, port: int, signals: Signals) -> None:
         self.host, self.port, self.signals = host, port, signals
-        self.end, self.budget = 0.0, 0
-        self.opened = 0.0
+        self.duration = self.end = self.opened = 0.0
+        self.budget = 0
         self.look_up: LookUp | None = None
-        self.known: list[Any] = []  # what is an address needs no look-up
-        with contextlib.suppress(OSError):
-            self.known = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-            )
 
     def begin(self, duration: float) -> None:
         """Give the next exchange so many seconds, and MAX_READ bytes."""
-        self.end, self.budget = time.monotonic() + duration, MAX_READ
+        self.duration, self.end, self.budget = duration, time.monotonic() + duration, MAX_READ
 
-    def wait(self, file: int, events: int) -> None:
-        """Wait until the file is ready. Raises LateError, Stop."""
-        self.signals.wait(file, events, self.end)
+    def wait(self, file: int, events: int, end: float = math.inf) -> None:
+        """Wait until the file is ready. Raises LateError at `end`, or that of all; and Stop."""
+        if not self.signals.wait(file, events, min(end, self.end)):
+            raise LateError(f"no answer within {say_seconds(self.duration)}")
 
     def open(self) -> "PatientSocket":
         """Connect to one address after the other, each with its share of the time that is left.
@@ -664,7 +638,7 @@ class Wire:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             problem = sock.connect_ex(place)
             if problem == errno.EINPROGRESS:
-                self.signals.wait(sock.fileno(), select.POLLOUT, end)
+                self.wait(sock.fileno(), select.POLLOUT, end)
                 problem = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if not problem and sock.getsockname() == place:
                 problem = errno.ECONNREFUSED  # nobody listens there, and it met itself
@@ -681,8 +655,10 @@ class Wire:
 
         Raises OSError, LateError among them. An answer that came when nobody waited serves nobody.
         """
-        if self.known:
-            return self.known
+        with contextlib.suppress(OSError):  # what is an address needs no look-up
+            return socket.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
         look_up = self.look_up
         if look_up is None or look_up.answer is not None:
             look_up = self.look_up = LookUp(self.host, self.port)
@@ -785,7 +761,7 @@ if ssl is not None:
 
 
 class Answer(NamedTuple):
-    """What an exchange of at most `timeout` seconds brought.
+    """What an exchange brought.
 
     Status 0: no answer came. `failure` says why none came, or why its body is not whole.
     """
@@ -794,7 +770,6 @@ class Answer(NamedTuple):
     headers: Mapping[str, str] = {}
     body: bytes = b""
     failure: Exception | None = None
-    timeout: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -832,11 +807,13 @@ class Answer(NamedTuple):
     def say(self) -> str:
         """Say what came, fit for the log: a status and, where something is wrong, why."""
         if not self.status:
-            return say_failure(self.failure, self.timeout)
+            return say_failure(self.failure)
         said, location, message = str(self.status), self.headers.get("Location"), self.message()
         if 300 <= self.status < 400 and location:
             said += f", a redirect to {say_value(location)}, which is not followed"
-        elif not self.ok and message and not self.is_page:
+        elif self.is_page:
+            said += ", a web page" if self.ok else ""
+        elif not self.ok and message:
             said += f": {say_plain(message)}"
         return said + (", then the body did not end in time" if self.late else "")
 
@@ -850,20 +827,6 @@ class FinalResponse(http.client.HTTPResponse):
             if not 100 <= status < 200 or status == http.client.SWITCHING_PROTOCOLS:
                 return version, status, reason
             http.client.parse_headers(self.fp)
-
-
-class PatientConnection(HTTPConnection):
-    """A connection of requests' pool on a PatientSocket."""
-
-    response_class = FinalResponse
-    wire: Wire
-
-    def _new_conn(self) -> PatientSocket:
-        return self.wire.open()
-
-
-class PatientTLSConnection(PatientConnection, HTTPSConnection):
-    """The same inside TLS."""
 
 
 class Peer(HTTPAdapter):
@@ -888,14 +851,14 @@ class Peer(HTTPAdapter):
             self.pool: Any = HTTPSConnectionPool(self.wire.host, port, ssl_context=context)
         else:
             self.pool = HTTPConnectionPool(self.wire.host, port)
-        self.pool.ConnectionCls = self.new_connection
+        self.pool.ConnectionCls = functools.partial(self.new_connection, self.pool.ConnectionCls)
 
-    def new_connection(self, **options: Any) -> HTTPConnection:
-        """Return a connection for the pool."""
-        kind = PatientTLSConnection if "ssl_context" in options else PatientConnection
-        self.connection = kind(**options)
-        self.connection.wire = self.wire
-        return self.connection
+    def new_connection(self, kind: Callable[..., Any], **options: Any) -> Any:
+        """Return a connection for the pool, on a PatientSocket."""
+        connection = self.connection = kind(**options)
+        connection.response_class = FinalResponse
+        connection._new_conn = self.wire.open
+        return connection
 
     def get_connection_with_tls_context(self, *_arguments: Any, **_options: Any) -> Any:
         """Return the pool, for HTTPAdapter.send."""
@@ -933,8 +896,8 @@ class Peer(HTTPAdapter):
                 self.close()
         self.kept = reusable
         if response is None:
-            return Answer(0, failure=failure, timeout=timeout)
-        return Answer(response.status_code, response.headers, content, failure, timeout)
+            return Answer(failure=failure)
+        return Answer(response.status_code, response.headers, content, failure)
 
     def send_again(self, request: requests.PreparedRequest) -> requests.Response:
         """Send, once more on a new connection where the peer has just closed the kept one."""
@@ -966,10 +929,10 @@ def innermost(error: Exception) -> Exception:
         error = cause
 
 
-def say_failure(error: Exception | None, timeout: float) -> str:
-    """Say in a few words why an exchange of at most `timeout` seconds failed."""
-    if isinstance(error, TimeoutError) and not error.errno:
-        return f"no answer within {say_seconds(timeout)}"
+def say_failure(error: Exception | None) -> str:
+    """Say in a few words why an exchange failed."""
+    if isinstance(error, LateError):
+        return str(error)
     if isinstance(error, socket.gaierror):
         return say_plain(f"name look-up failed: {error.strerror}")
     if isinstance(error, http.client.RemoteDisconnected):
@@ -1007,7 +970,9 @@ class Registry:
     """
 
     REFUSAL = "failed: 401:|[Ii]nvalid registry token"
-    PUBLISHED_PORT = 8888  # of its balancer, on the host; inside the Docker network it is 80
+    PORT_HINT = (
+        " (8888 is its port on the host; inside its Docker network it is 80: check REGISTRY_URL)"
+    )
 
     def __init__(self, settings: Settings, signals: Signals) -> None:
         self.settings = settings
@@ -1097,19 +1062,12 @@ class Registry:
                 f"{where} refuses the token ({answer.say()}):"
                 f" set {variables} to the registry's token"
             )
-        if answer.ok and answer.is_page:
-            return f"{where} answered with a web page: set REGISTRY_URL to where the registry is"
-        if 300 <= answer.status < 400:
+        if answer.ok or 300 <= answer.status < 400:
             return f"{where} answered {answer.say()}: set REGISTRY_URL to where the registry is"
         if answer.status:
             return f"{where} answered {answer.say()}"
-        hint = ""
         refused = isinstance(answer.failure, ConnectionRefusedError) and not self.accepted
-        if refused and self.peer.wire.port == self.PUBLISHED_PORT:
-            hint = (
-                f" ({self.PUBLISHED_PORT} is its port on the host;"
-                " inside its Docker network it is 80: check REGISTRY_URL)"
-            )
+        hint = self.PORT_HINT if refused and self.peer.wire.port == 8888 else ""
         return f"{where}: {answer.say()}{hint}"
 
 
@@ -1158,12 +1116,11 @@ class Service:
 
     def connects(self) -> bool:
         """Tell whether the service's port takes a TCP connection."""
-        timeout = self.settings.service_health_timeout
-        self.peer.wire.begin(timeout)
+        self.peer.wire.begin(self.settings.service_health_timeout)
         try:
             self.peer.wire.open().close()
         except Exception as error:
-            self.problem = say_failure(error, timeout)
+            self.problem = say_failure(error)
             return False
         return True
 
@@ -1240,7 +1197,7 @@ class Record:
         uniform: Uniform,
     ) -> None:
         self.registry, self.service, self.life, self.clock = registry, service, life, clock
-        self.settings = registry.settings
+        self.settings, self.uniform = registry.settings, uniform
         # A fleet started together neither beats together nor looks for its records together.
         self.phase = clock() + uniform(0, self.settings.heartbeat_interval)
         self.beats = int(uniform(0, LOOK_EVERY))
@@ -1342,7 +1299,15 @@ class Record:
         lost = "Service not found (404): the registry has lost the record (%s); registering again"
         log.warning(lost, reply.said)
 
-    def failed(self, what: str, reply: Reply, wait: float, ready: float = 0.0) -> None:
+    def retry_wait(self, attempt: int, reply: Reply) -> float:
+        """Note that heartbeat `attempt` of a slot has failed; return the seconds until the next."""
+        pace = self.settings.pace
+        wait = pace * backoff(attempt, self.uniform) + reply.retry_after
+        wait = wait_in_slot(wait, self.left(), pace * FIRST_WAIT)
+        self.note_failure("Heartbeat", reply, wait, ready=self.expiry())
+        return wait
+
+    def note_failure(self, what: str, reply: Reply, wait: float, ready: float = 0.0) -> None:
         """Note and log a failed request; the next one follows after `wait` seconds."""
         since, failures = self.outage or (self.clock(), 0)
         self.outage = since, failures + 1
@@ -1350,6 +1315,7 @@ class Record:
         log.warning("%s failed (attempt %d): %s; next in %.1f s", *words)
         state = "failing" if reply.reached else "unreachable"
         self.life.show(state, since, reply.said, failures + 1, ready)
+
 
 # ------------------------------------------------------------------------------------ the agent
 
@@ -1411,7 +1377,7 @@ class Agent:
             if reply.meaning == ACCEPTED:
                 return self.registered
             wait = backoff(attempt, self.uniform) + reply.retry_after
-            self.record.failed("Registration", reply, wait)
+            self.record.note_failure("Registration", reply, wait)
             self.pause(wait)
             if not self.service.seen:
                 self.probe()  # it is registered all the same; but perhaps it is healthy by now
@@ -1440,17 +1406,12 @@ class Agent:
                 due, attempt = self.record.due(), 0
             else:
                 attempt += 1
-                pace = self.settings.pace
-                wait = pace * backoff(attempt, self.uniform) + reply.retry_after
-                wait = wait_in_slot(wait, self.record.left(), pace * FIRST_WAIT)
-                self.record.failed("Heartbeat", reply, wait, ready=self.record.expiry())
-                due = self.clock() + wait
+                due = self.clock() + self.record.retry_wait(attempt, reply)
 
     def service_down(self) -> State:
         """Send nothing, so that the record expires, until the service is healthy again."""
         since = said = self.clock()
-        down = "Service is DOWN: %s; no heartbeat until it is healthy again"
-        log.error(down, self.service.problem)
+        log.error("Service is DOWN: %s; no heartbeat until it is healthy again", self.service.problem)
         while True:
             self.life.show("down", since, self.service.problem)
             self.pause(self.probe_wait())
@@ -1516,28 +1477,22 @@ class Agent:
 # ----------------------------------------------------------------------------------------- main
 
 
-def fill_standard_files() -> None:
-    """Open what is closed of stdin, stdout and stderr, or a socket would get the log's number."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-
-
 def main() -> int:
     """Run the agent. Returns the exit code: 0 stopped, 1 a bug, 2 bad settings."""
-    fill_standard_files()
+    # What is closed of stdin, stdout and stderr is opened, or a socket would get the log's number.
+    while os.open("/", os.O_RDONLY) <= 2:
+        pass
     signals = Signals()
     signals.install()
-    set_up_log("INFO", os.environ.get("LOG_FORMAT", "").strip().lower() == "json")
+    handler = Log()
+    handler.set_up("INFO", os.environ.get("LOG_FORMAT", "").strip().lower() == "json")
     try:
         settings = read_settings(os.environ)
     except SettingsError as error:
         for problem in error.args:
             log.error("Bad setting: %s", say_problem(*problem))
         return 2
-    set_up_log(settings.log_level, settings.log_format == "json")
+    handler.set_up(settings.log_level, settings.log_format == "json")
     tokens = (getattr(settings, name.lower()) for name in TOKEN_VARIABLES)
     for secret in filter(None, (*tokens, *url_secrets(settings.registry_url))):
         keep_secret(secret)

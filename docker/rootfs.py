@@ -14,6 +14,7 @@ What the image would lack stops the build with a message that names it.
 from __future__ import annotations
 
 import argparse
+import ast
 import marshal
 import os
 import re
@@ -80,12 +81,18 @@ class Root:
 
 
 def byte_code(source: Path, path: Path) -> CodeType:
-    """Returns the code of a script that the image has at `path`, without docstrings and asserts.
+    """Returns the code of a script that the image has at `path`, without docstrings, asserts and functions' types.
 
     With `python -X no_debug_ranges` it lacks the column numbers too, a fifth of it, which tracebacks only use
     where they can show the source.
     """
-    code: CodeType = compile(source.read_bytes(), str(path), "exec", dont_inherit=True, optimize=2)
+    tree = ast.parse(source.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+    code: CodeType = compile(tree, str(path), "exec", dont_inherit=True, optimize=2)
     return code
 
 

@@ -98,7 +98,7 @@ def test_a_file_that_cannot_be_written_is_told_and_the_old_one_stays(path: Path)
 
 
 def test_the_agents_longest_promise_is_believed() -> None:
-    longest = 2 * agent.LONGEST + agent.GRACE  # an interval, and half of one for each deadline
+    longest = 2 * agent.LONGEST_DURATION + agent.GRACE  # an interval, and half of one for each deadline
     assert longest < healthcheck.FARTHEST_PROMISE
 
 
