@@ -272,7 +272,7 @@ class Bug(NamedTuple):
 # ---- Here stands text of agent.py: whoever changes that changes this. --------------------------
 BUGS = {
     "never retries inside the slot": Bug(
-        "                due = self.clock() + wait\n",
+        "                due = self.clock() + self.record.retry_wait(attempt, reply)\n",
         "                due = self.clock() + self.settings.heartbeat_interval\n",
         "one heartbeat fails",
         "the record is gone",
