@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import itertools
 import re
 import shutil
@@ -36,16 +37,23 @@ def quoted(line: str, pattern: str) -> str:
     return found[1].lower()
 
 
-@pytest.mark.parametrize("token", ["e", "registered"])
-def test_a_lost_record_is_known_by_its_wording_whatever_the_token(
-    service: ToyService, token: str
-) -> None:
+@contextlib.contextmanager
+def admitted(service: ToyService, token: str) -> Iterator[tuple[Registry, Sidecar]]:
+    """Run a registry that wants the token, and a sidecar whose first heartbeat it has accepted."""
     settings = {"HEARTBEAT_INTERVAL": 0.5, "REGISTRY_TOKEN": token}
     with (
         Registry(token=token, dialect="deployed") as registry,
         Sidecar(registry, service, **settings) as sidecar,
     ):
         sidecar.wait_for("Heartbeat accepted")
+        yield registry, sidecar
+
+
+@pytest.mark.parametrize("token", ["e", "registered"])
+def test_a_lost_record_is_known_by_its_wording_whatever_the_token(
+    service: ToyService, token: str
+) -> None:
+    with admitted(service, token) as (registry, sidecar):
         registry.forget()
         line = sidecar.wait_for(r"Service not found \(404\)", timeout=8)
         sidecar.wait_registered(times=2)
@@ -67,12 +75,7 @@ def test_a_lost_record_is_known_by_its_wording_whatever_the_password(service: To
 def test_a_refused_token_is_known_by_its_wording_whatever_the_token(
     service: ToyService, token: str
 ) -> None:
-    settings = {"HEARTBEAT_INTERVAL": 0.5, "REGISTRY_TOKEN": token}
-    with (
-        Registry(token=token, dialect="deployed") as registry,
-        Sidecar(registry, service, **settings) as sidecar,
-    ):
-        sidecar.wait_for("Heartbeat accepted")
+    with admitted(service, token) as (registry, sidecar):
         registry.token = "another"
         for what in ("Heartbeat refused", "Registration failed"):
             line = sidecar.wait_for(
