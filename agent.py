@@ -509,12 +509,6 @@ class LateError(TimeoutError):
     """An exchange has used up its deadline."""
 
 
-class TooLongError(OSError):
-    """A peer has sent more than an exchange may take."""
-
-    strerror = f"the answer is longer than {MAX_READ // 1024} KB"
-
-
 class Signals:
     """Waits: for a file, the end of a deadline, a pause; and SIGTERM or SIGINT ends any of them.
 
@@ -706,11 +700,11 @@ class PatientSocket(socket.socket):
         super().settimeout(0)
 
     def recv_into(self, *arguments: Any) -> int:
-        """Receive. Raises LateError, Stop, and TooLongError where the peer has sent too much."""
+        """Receive. Raises LateError, Stop, and OSError where the peer has sent too much."""
         count: int = self.patiently(select.POLLIN, super().recv_into, *arguments)
         self.wire.budget -= count
         if self.wire.budget < 0:
-            raise TooLongError
+            raise OSError(errno.EMSGSIZE, f"the answer is longer than {MAX_READ // 1024} KB")
         return count
 
     def sendall(self, data: Any, *arguments: Any) -> None:
