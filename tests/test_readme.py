@@ -19,6 +19,7 @@ from peers.service import ToyService
 import agent
 
 README = "README.md"
+FIGURES = "tests/FIGURES.md"
 # These commands stand in the README without a block of their own run here: what runs them instead.
 RUN_ELSEWHERE = {
     "sh tests/demo.sh": "tests/test_demo.py",
@@ -133,13 +134,22 @@ def test_every_command_is_run_by_some_test() -> None:
     assert unknown == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "INTEGRATION_GUIDE.md"])
-def test_links_lead_somewhere(document: str) -> None:
+def test_the_figures_stand_in_the_full_tables() -> None:
+    every = [row[:2] for heading in ("What one costs", "What a soak shows") for row in table(FIGURES, heading)]
+    few = table(README, "Figures")
+    assert len(few) == 6
+    assert [row for row in few if row not in every] == []
+
+
+@pytest.mark.parametrize("document", [README, "INTEGRATION_GUIDE.md", FIGURES])
+def test_links_and_paths_lead_somewhere(document: str) -> None:
     text = read(document)
+    for path in re.findall(r"\btests/[\w/*.]*\w", text):
+        assert list(ROOT.glob(path)), path
     headings = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
     for target in re.findall(r"\]\(([^)]+)\)", text):
         path, _, anchor = target.partition("#")
-        assert not path or (ROOT / path).exists(), target
+        assert not path or (ROOT / document).parent.joinpath(path).exists(), target
         assert not anchor or path or anchor in headings, target
 
 
