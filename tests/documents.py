@@ -33,10 +33,11 @@ def blocks(name: str) -> list[Block]:
     return found
 
 
-def table(name: str, heading: str) -> list[list[str]]:
-    """Return the rows below the head of the first table under a heading, each as its cells' text."""
+def table(name: str, heading: str, number: int = 1) -> list[list[str]]:
+    """Return the rows below the head of a heading's first (or other) table, each as its cells' text."""
     section = re.split(rf"^#+ {re.escape(heading)}$", read(name), flags=re.MULTILINE)[1]
-    lines = [line for line in re.split(r"^#+ ", section, flags=re.MULTILINE)[0].splitlines() if line.startswith("|")]
+    section = re.split(r"^#+ ", section, flags=re.MULTILINE)[0]
+    lines = re.findall(r"(?:^\|.*\n?)+", section, re.MULTILINE)[number - 1].splitlines()
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines[2:]]
 
 

@@ -97,7 +97,9 @@ def assert_readme_quotes(output: str) -> None:
     """Look for every line that the README shows of the demo."""
     said = [re.sub(r"\d{4}-\S+Z ", "", line) for line in output.splitlines()]
     (excerpt,) = [block.text for block in blocks("README.md") if block.language == "text"]
-    for line in filter(str.strip, excerpt.splitlines()):
+    command, *shown = excerpt.splitlines()
+    assert command == "$ sh tests/demo.sh"
+    for line in shown:
         assert occurs(line.strip(), said), line
 
 

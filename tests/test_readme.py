@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,9 +11,10 @@ import time
 from typing import Any
 
 import pytest
+import requests
 import yaml
 from documents import blocks, code, occurs, read, table
-from harness import FOREVER, ROOT, Sidecar, wait_until
+from harness import FOREVER, NAME, ROOT, Sidecar, wait_until
 from peers.registry import Registry
 from peers.service import ToyService
 
@@ -20,12 +22,14 @@ import agent
 
 README = "README.md"
 FIGURES = "tests/FIGURES.md"
-# These commands stand in the README without a block of their own run here: what runs them instead.
+# The commands outside the blocks that tests/containers/test_documents.py types in: what runs them.
 RUN_ELSEWHERE = {
     "sh tests/demo.sh": "tests/test_demo.py",
     "sh tests/run.sh": "this very run",
+    "sh tests/run.sh all": "CI",
     "docker build -t vertice-registry-sidecar:latest .": "tests/containers/test_image.py",
 }
+PATIENCE = 10.0  # seconds
 
 
 def test_the_settings_table_is_complete_and_its_defaults_are_right() -> None:
@@ -115,8 +119,6 @@ def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
             assert found, f"{quoted!r} is not in the log:\n" + "\n".join(log)
     for row in table(README, "Health"):
         assert occurs(code(row[1])[0], health), f"{row[1]} is not in:\n" + "".join(health)
-    for row in table(README, "Troubleshooting"):
-        assert any(code(row[0])[0] in line for line in log), f"{row[0]} finds nothing"
 
 
 def test_the_example_to_paste_is_accepted_by_the_agent() -> None:
@@ -126,12 +128,64 @@ def test_the_example_to_paste_is_accepted_by_the_agent() -> None:
     assert agent.doubts(agent.read_settings(variables)) == []
 
 
-def test_every_command_is_run_by_some_test() -> None:
-    commands = [line for b in blocks(README) if b.language == "sh" for line in b.text.splitlines()]
-    containers = (ROOT / "tests" / "containers" / "test_documents.py").read_text(encoding="utf-8")
-    assert "blocks(" in containers
-    unknown = [c for c in commands if c not in RUN_ELSEWHERE and not c.startswith(("docker exec", "python tests/"))]
-    assert unknown == []
+def test_every_block_and_command_is_of_a_kind_that_some_test_looks_at() -> None:
+    assert {b.language for b in blocks(README)} == {"", "yaml", "text", "console"}
+    commands = re.findall(r"(?:`|^\$ )((?:sh|docker build) [^`\n]+)", read(README), re.MULTILINE)
+    assert set(commands) == set(RUN_ELSEWHERE)
+
+
+def test_the_diagrams_fit_a_terminal_and_have_the_requests_and_states_of_the_code() -> None:
+    requests_made, states = (b.text for b in blocks(README) if not b.language)
+    for line in (requests_made + states).splitlines():
+        assert line.isascii()
+        assert len(line) <= 80
+    for row in table(README, "What the registry must offer"):
+        path = code(row[0])[0].removesuffix("/osint_service").split()[1]
+        assert path in requests_made
+    annotated = {name: getattr(method, "__annotations__", {}) for name, method in vars(agent.Agent).items()}
+    names = [name for name, hints in annotated.items() if hints.get("return") == agent.State]
+    assert len(names) == 4
+    assert [name for name in [*names, "stop"] if not re.search(rf"\b{name}\b", states)] == []
+
+
+def shape_of(content: object) -> object:
+    """Return the keys of JSON objects, whatever their values."""
+    return {key: shape_of(value) for key, value in content.items()} if isinstance(content, dict) else None
+
+
+def test_the_agent_sends_the_requests_that_the_registry_must_offer(registry: Registry, service: ToyService) -> None:
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
+        wait_until(lambda: registry.count("list"), 30)
+        sidecar.stop()
+    sent = {(r.method, r.path): shape_of(r.json()) if r.body else None for r in registry.requests}
+    promised = {}
+    for request, body, _ in table(README, "What the registry must offer"):
+        method, path = code(request)[0].split()
+        promised[method, path] = shape_of(json.loads(code(body)[0])) if code(body) else None
+    assert sent == promised
+
+
+def test_the_registry_answers_them_as_it_must(registry: Registry) -> None:
+    for request, body, answer in table(README, "What the registry must offer"):
+        method, path = code(request)[0].split()
+        content = json.loads(code(body)[0]) if code(body) else None
+        got = requests.request(method, registry.url + path, json=content, timeout=PATIENCE)
+        status, _, said = code(answer)[0].partition(" ")
+        assert (got.status_code, got.json()) == (int(status), json.loads(said))
+
+
+ANSWERS = [
+    (row[0], int(status), json.loads(body or "{}"))
+    for row in table(README, "What the registry must offer", number=2)
+    for status, _, body in (answer.partition(" ") for answer in code(row[1]))
+]
+
+
+@pytest.mark.parametrize(("meaning", "status", "body"), ANSWERS)
+def test_an_answer_counts_as_it_says(registry: Registry, meaning: str, status: int, body: dict[str, str]) -> None:
+    registry.play("heartbeat", ["status", status, body], times=1)
+    settings = agent.read_settings({"SERVICE_NAME": NAME, "SERVICE_HOST": "abc", "REGISTRY_URL": registry.url})
+    assert agent.Registry(settings, agent.Signals()).heartbeat(PATIENCE).meaning == meaning
 
 
 def test_the_figures_stand_in_the_full_tables() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import socket
 import stat
 import subprocess
@@ -42,7 +41,14 @@ SERVICE_DOCKERFILE = """\
 FROM {peers}
 CMD ["python", "/opt/peers/service.py", "--host", "0.0.0.0", "--port", "{port}"]
 """
-JQ = f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -m json.tool\n"
+JQ = f"""\
+#!{sys.executable}
+import json, sys
+found = json.load(sys.stdin)
+for name in sys.argv[1].split("."):  # a path such as .endpoint
+    found = found[name] if name else found
+print(json.dumps(found, indent=2))
+"""
 
 
 class Reader:
@@ -85,7 +91,7 @@ class Reader:
 
         def printed() -> bool:
             said[:] = self.run(command)[1]
-            words = line.strip()  # jq indents by two, its stand-in by four
+            words = line.strip()
             return occurs(words, said) if " " in words else words in map(str.strip, said)
 
         try:
@@ -163,10 +169,6 @@ def test_what_the_readme_tells_to_paste_and_to_type(reader: Reader, registry: Pe
     for block in blocks(README):
         if block.language == "console":
             reader.type_in(block.text)
-        elif block.text.startswith("docker exec"):
-            code, said = reader.run(block.text)
-            assert code == 0, said
-            assert occurs("registered, last heartbeat 0 s ago", said)
 
 
 @pytest.mark.parametrize("reader", [GUIDE], indirect=True)
