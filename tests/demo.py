@@ -1,8 +1,8 @@
-"""The demo: the real agent beside a toy service, with the embedded registry, through all that it is made for.
+"""The demo: the real agent next to a toy service, with the embedded registry, through everything it is made for.
 
-Each step shows what a user would look at: the agent's log, the record in the registry, the health line. And
-each checks what has come of it, by the registry's own word. Exit code 0: all came true; 1: something did not,
-and the last line says what; 128 + n: ended by signal n. Nothing is left behind in any case.
+Each step shows what a user would look at: the agent's log, the record in the registry, the health line. It then
+checks the outcome in the registry itself. Exit code 0: everything worked; 1: something did not, and the last line says
+what; 128 + n: ended by signal n. Nothing is left behind in any case.
 
 Needs an interpreter that has requests, for the agent; `sh tests/demo.sh` sees to that.
 """
@@ -31,7 +31,7 @@ from harness import NAME, ROOT, Sidecar, wait_until
 from peers.service import ToyService
 
 TTL, INTERVAL = 4.0, 2.0  # seconds; they stand for 60 and 30
-PATIENCE = 20.0  # seconds until what should come true counts as failed; a quick machine needs a third of it
+PATIENCE = 20.0  # seconds after which a step has failed; a quick machine needs a third of it
 STOP_PROMISE = 3.0  # seconds from SIGTERM to the agent's end
 RED, GREEN, YELLOW, CYAN, BOLD, DIM = "31", "32", "33", "36", "1", "2"
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class StepError(Exception):
-    """Something did not come true."""
+    """A step did not bring what it should."""
 
 
 class Screen:
@@ -129,7 +129,7 @@ class Program:
         said = self.process.stdout.readline() if in_time else ""
         if " listening on " not in said:
             said += self.kill()
-            raise StepError(f"{self.script} does not start: {said or 'not a word from it'}")
+            raise StepError(f"{self.script} does not start: {said or 'it printed nothing'}")
         self.port = urlsplit(said.split()[-1]).port or 0
 
     def kill(self) -> str:
@@ -173,7 +173,7 @@ class Demo:
             ("The registry forgets the service", self.record_is_lost),
             ("The registry is gone for a while, and comes back empty", self.registry_is_gone),
             ("The service crashes, and returns with a new version", self.service_crashes),
-            ("SIGTERM: the agent takes its record back and ends", self.sigterm),
+            ("SIGTERM: the agent removes its record and exits", self.sigterm),
         )
         self.screen.show(f"A TTL of {TTL:g} s and an interval of {INTERVAL:g} s stand for 60 s and 30 s.", start="")
         for number, (title, step) in enumerate(steps, 1):
@@ -235,7 +235,7 @@ class Demo:
         self.registry.kill()
         self.screen.show("The registry's process has been killed.")
         self.wait_health(r"registry unreachable .*attempt ([4-9]|\d\d)")
-        self.screen.passed("the sidecar itself stays healthy, lest it be restarted, and goes on trying")
+        self.screen.passed("the sidecar itself stays healthy, so that nothing restarts it, and keeps trying")
 
         began = time.monotonic()
         self.registry.start(f"--ttl={TTL:g}")
@@ -243,7 +243,7 @@ class Demo:
         self.wait("the record is back", self.record)
         seconds = time.monotonic() - began
         self.wait_health(r"^registered, last heartbeat")
-        self.check(self.count("register") > 0, f"registered anew, {seconds:.1f} s after the registry's start")
+        self.check(self.count("register") > 0, f"registered again, {seconds:.1f} s after the registry started")
 
     def service_crashes(self) -> None:
         self.service.kill()
@@ -265,17 +265,17 @@ class Demo:
         self.show_record()
         self.check(
             record["metadata"].get("version") == "2.0.0",
-            f"registered with its new version, {seconds:.1f} s after its start",
+            f"registered with its new version, {seconds:.1f} s after it started",
         )
 
     def sigterm(self) -> None:
         assert self.agent is not None
-        self.wait("there is a record to take back", self.record)
+        self.wait("there is a record to remove", self.record)
         self.screen.command(f"kill -TERM {self.agent.process.pid}")
         code, seconds = self.agent.stop()
         self.show_record()
         self.check(self.record() is None and self.count("deregister") == 1, "deregistered: the record is gone at once")
-        self.check(code == 0 and seconds < STOP_PROMISE, f"the agent ended with exit code {code} after {seconds:.1f} s")
+        self.check(code == 0 and seconds < STOP_PROMISE, f"the agent exited with code {code} after {seconds:.1f} s")
 
     # -- looking and judging
 
@@ -285,7 +285,7 @@ class Demo:
         def look() -> T:
             self.stop_at_signal()
             if self.agent is not None and self.agent.process.poll() is not None:
-                raise StepError(f"before {what}, the agent ended with exit code {self.agent.wait()}")
+                raise StepError(f"before {what}, the agent exited with code {self.agent.wait()}")
             return is_so()
 
         try:
@@ -296,10 +296,10 @@ class Demo:
         return result
 
     def check(self, is_so: bool, what: str) -> None:
-        """Show what has come true. Raises StepError where it has not, KeyboardInterrupt after a signal."""
+        """Show what is true. Raises StepError where it is not, KeyboardInterrupt after a signal."""
         self.stop_at_signal()
         if not is_so:
-            raise StepError(f"this is not so: {what}")
+            raise StepError(f"this is not true: {what}")
         self.screen.passed(what)
 
     def stop_at_signal(self) -> None:
@@ -356,13 +356,13 @@ def main() -> int:
             demo.run()
     except KeyboardInterrupt:
         return 128 + demo.signals[0]
-    except BrokenPipeError:  # whoever read the output has gone; nor may Python's last flush complain
+    except BrokenPipeError:  # the reader of the output has gone, and Python's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except (StepError, subprocess.SubprocessError) as error:
         screen.failed(f"{demo.step}: {error}")
         return 1
-    screen.passed(f"All of it came true, in {time.monotonic() - began:.0f} s.")
+    screen.passed(f"Everything worked, in {time.monotonic() - began:.0f} s.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The demo as people run it: it comes true, notices an agent that is broken, and leaves nothing behind."""
+"""The demo as people run it: it works, notices an agent that is broken, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ agent │ .*Heartbeat failed .attempt 4.*connection refused
 registry unreachable for
 ✓ the sidecar itself stays healthy
 agent │ .*Registry is back
-✓ registered anew
+✓ registered again
 4. The service crashes
 agent │ .*ERROR Service is DOWN
 "detail": "Service 'osint_service' not found"
@@ -48,8 +48,8 @@ agent │ .*Service is READY again
 5. SIGTERM
 agent │ .*Service deregistered
 ✓ deregistered
-✓ the agent ended with exit code 0
-✓ All of it came true
+✓ the agent exited with code 0
+✓ Everything worked
 """
 
 # Code put into a copy of agent.py; the step that must notice; what the demo then says.
@@ -58,7 +58,7 @@ BUGS = [
     ("Agent.stop = lambda self: 0", 5, "deregistered: the record is gone at once"),
 ]
 
-# Runs Python in a network namespace that has only its own loopback, once that is up.
+
 def demo_of(root: Path) -> list[str]:
     return [sys.executable, str(root / "tests" / "demo.py")]
 
