@@ -83,7 +83,7 @@ def test_queries_name_metrics_and_labels_that_the_registry_has() -> None:
         metrics = requests.get(f"{registry.url}/metrics", timeout=10).text
     ((_, rules),) = files("groups")
     expressions = [rule["expr"] for rule in rules["groups"][0]["rules"]]
-    expressions += [code(row[0])[0] for row in table(GUIDE, "Verifying and monitoring")]
+    expressions += [code(row[0])[0] for row in table(GUIDE, "Monitoring")]
     for expression in expressions:
         for metric in re.findall(r"registry_\w+", expression):
             assert f"# TYPE {metric} " in metrics

@@ -20,7 +20,7 @@ from peers.service import ToyService
 
 import agent
 
-README = "README.md"
+README, GUIDE = "README.md", "INTEGRATION_GUIDE.md"
 FIGURES = "tests/FIGURES.md"
 # The commands outside the blocks that tests/containers/test_documents.py types in: what runs them.
 RUN_ELSEWHERE = {
@@ -119,6 +119,8 @@ def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
             assert found, f"{quoted!r} is not in the log:\n" + "\n".join(log)
     for row in table(README, "Health"):
         assert occurs(code(row[1])[0], health), f"{row[1]} is not in:\n" + "".join(health)
+    for row in table(GUIDE, "Words to search the log for"):
+        assert any(code(row[0])[0] in line for line in log), f"{row[0]} finds nothing"
 
 
 def test_the_example_to_paste_is_accepted_by_the_agent() -> None:
@@ -195,16 +197,21 @@ def test_the_figures_stand_in_the_full_tables() -> None:
     assert [row for row in few if row not in every] == []
 
 
-@pytest.mark.parametrize("document", [README, "INTEGRATION_GUIDE.md", FIGURES])
+def anchors(text: str) -> set[str]:
+    """Return what links to a document's headings are made of."""
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+
+
+@pytest.mark.parametrize("document", [README, GUIDE, FIGURES])
 def test_links_and_paths_lead_somewhere(document: str) -> None:
     text = read(document)
     for path in re.findall(r"\btests/[\w/*.]*\w", text):
         assert list(ROOT.glob(path)), path
-    headings = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
     for target in re.findall(r"\]\(([^)]+)\)", text):
         path, _, anchor = target.partition("#")
-        assert not path or (ROOT / document).parent.joinpath(path).exists(), target
-        assert not anchor or path or anchor in headings, target
+        there = (ROOT / document).parent / path if path else ROOT / document
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
 
 
 def test_the_scripts_are_plain_posix_sh() -> None:
