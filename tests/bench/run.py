@@ -409,7 +409,7 @@ def first_line(error: Exception) -> str:
 def table(rows: Iterable[Row], columns: list[str]) -> str:
     """Return the rows as a Markdown table; `columns` are the headings of the rows' cells."""
     verdicts = {None: "", True: "reached", False: "**not reached**"}
-    lines = [["figure", *columns, "measured beside it", "to reach", ""]]
+    lines = [["figure", *columns, "compared with", "to reach", ""]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
         cells = [*map(str, row.cells), ""][: len(columns)]
