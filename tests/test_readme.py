@@ -130,6 +130,12 @@ def test_the_example_to_paste_is_accepted_by_the_agent() -> None:
     assert agent.doubts(agent.read_settings(variables)) == []
 
 
+def test_it_is_short_enough_to_be_read() -> None:
+    lines = read(README).splitlines()
+    assert len(lines) <= 240
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
 def test_every_block_and_command_is_of_a_kind_that_some_test_looks_at() -> None:
     assert {b.language for b in blocks(README)} == {"", "yaml", "text", "console"}
     commands = re.findall(r"(?:`|^\$ )((?:sh|docker build) [^`\n]+)", read(README), re.MULTILINE)
