@@ -20,7 +20,7 @@ import time
 
 DEFAULT_PATH = "/tmp/heartbeat"  # a tmpfs in the container
 LONGEST_LINE = 4096  # bytes; the agent writes far fewer
-FARTHEST_PROMISE = 3 * 86400.0  # seconds; beyond it the line is of another boot or damaged
+FARTHEST_PROMISE = 3 * 86400.0  # seconds; beyond it the line is from another boot or damaged
 
 SENTENCES = {
     "starting": "starting for {age}",
@@ -84,7 +84,7 @@ def judge(line: bytes, now: float, ready: bool = False) -> tuple[bool, str]:
     except (ValueError, IndexError, KeyError):
         return False, "unhealthy: the heartbeat file is damaged"
     if not promise - now < FARTHEST_PROMISE:  # so written, NaN is caught as well
-        return False, "unhealthy: the heartbeat file is damaged or of another boot"
+        return False, "unhealthy: the heartbeat file is damaged or from another boot"
     age = f"{now - since:.0f} s" if abs(now - since) < FARTHEST_PROMISE * 1000 else "a long time"
     sentence = sentence.format(age=age, attempt=attempt, reason=reason)
     sentence = "".join(char if char.isprintable() else "?" for char in sentence)

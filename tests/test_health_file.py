@@ -21,7 +21,7 @@ import agent
 import healthcheck
 
 DAMAGED = "unhealthy: the heartbeat file is damaged"
-OTHER_BOOT = f"{DAMAGED} or of another boot"
+OTHER_BOOT = f"{DAMAGED} or from another boot"
 DOWN = "it said: service down for 0 s: words"
 NOW = 1000.0  # seconds of the monotonic clock
 DAY = 86400.0
@@ -222,7 +222,7 @@ def hole_of_a_gigabyte(path: Path) -> None:
         (Path.touch, "the heartbeat file is damaged"),
         (hole_of_a_gigabyte, "the heartbeat file is damaged"),
         (lambda path: path.write_bytes(b"\xff\n\x00 \x1b[2J \n"), "the heartbeat file is damaged"),
-        (write(4 * DAY), "the heartbeat file is damaged or of another boot"),
+        (write(4 * DAY), "the heartbeat file is damaged or from another boot"),
         (write(-60), r"the agent is \d+ s late; it said: starting for \d+ s"),
     ],
     ids=["missing", "directory", "loop", "pipe", "empty", "huge", "garbage", "another boot", "late"],
