@@ -181,10 +181,12 @@ class Sidecar:
         return int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
 
 
-def run_agent(settings: Mapping[str, object], timeout: float = 20.0) -> subprocess.CompletedProcess[str]:
-    """Run the agent with just these settings until it ends by itself."""
+def run_agent(
+    settings: Mapping[str, object], *arguments: str, timeout: float = 20.0
+) -> subprocess.CompletedProcess[str]:
+    """Run the agent with just these settings and arguments until it ends by itself."""
     return subprocess.run(
-        [sys.executable, "-I", str(AGENT)],
+        [sys.executable, "-I", str(AGENT), *arguments],
         env=environment(settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -41,6 +41,7 @@ LOST_STOP = 70  # exit code of an agent that went on after SIGTERM
 agent, library = sys.argv[1:3]
 number = signal.Signals[sys.argv[3]]
 window, stride = map(int, sys.argv[4:])
+del sys.argv[1:]  # the agent has none
 
 points = ctypes.PyDLL(library)
 points.at_point.argtypes = [ctypes.c_int, ctypes.py_object]
