@@ -6,6 +6,8 @@
 # The builder gathers a root file system with python, busybox and the modules that the two scripts reach
 # (docker/rootfs.py), and tries it out (docker/smoke.py). The image is that and nothing else, FROM scratch:
 # a final FROM of some Alpine would break as soon as its musl is older than the builder's.
+# What is published somewhere says where it comes from: --build-arg REVISION=… --build-arg SOURCE=https://…
+ARG VERSION=1.0.0
 FROM python:3.11-alpine AS builder
 # The classic builder leaves this stage behind; docker image prune --filter label=vertice-registry-sidecar=builder
 LABEL vertice-registry-sidecar=builder
@@ -16,11 +18,18 @@ RUN pip install --require-hashes --only-binary :all: --no-compile --no-cache-dir
 COPY docker docker
 COPY agent.py healthcheck.py ./
 ARG TLS=0
+ARG VERSION
 RUN python -X no_debug_ranges docker/rootfs.py --site site --root /rootfs --tls "$TLS" \
-    && python docker/smoke.py --root /rootfs --tls "$TLS"
+    && python docker/smoke.py --root /rootfs --tls "$TLS" --version "$VERSION"
 
 FROM scratch
+ARG VERSION
+ARG REVISION=
+ARG SOURCE=
 LABEL org.opencontainers.image.title="vertice-registry-sidecar" \
+    org.opencontainers.image.version="$VERSION" \
+    org.opencontainers.image.revision="$REVISION" \
+    org.opencontainers.image.source="$SOURCE" \
     org.opencontainers.image.description="Keeps the service beside it registered in an HTTP service registry"
 COPY --from=builder /rootfs /
 ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8

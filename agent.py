@@ -7,14 +7,15 @@ One loop; each state is a method of `Agent` that blocks, and returns the state t
                     ^             |
                     +-- the record is lost, the registry unreachable
 
-SIGTERM or SIGINT in any state leads to `stop`: deregister, exit 0.
+SIGTERM or SIGINT in any state leads to `stop`: deregister, exit 0. With --check, `Check` has one
+look at everything instead.
 
 Nothing waits without a bound, and each bound stands where the waiting is done: `Signals` is the
 only place that waits, and every byte from a peer passes through a `PatientSocket`. No signal
 handler raises into a library.
 
 From top to bottom, each part knowing only those above it: settings, rules, the log, waiting, an
-exchange, the registry, the service, the sign of life, the agent, main.
+exchange, the registry, the service, the sign of life, the agent, the look before it, main.
 """
 
 import signal
@@ -46,7 +47,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -68,6 +69,7 @@ import healthcheck
 
 # ------------------------------------------------------------------------------------- settings
 
+VERSION = "1.0.0"  # the Dockerfile's is held to it
 REGISTRY_TTL = 60.0  # seconds without a heartbeat after which the registry drops a record
 LONGEST_DURATION = 86400.0  # seconds
 MAX_METADATA = 256  # characters of a metadata value
@@ -75,7 +77,8 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 NAME = "(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", (
     "the name to register: lowercase letters, digits, _ and -, not `index`, the registry's own"
 )
-PATH = '/(?!/)[!"$-~]*', "a path, such as /health"
+HEADER = "([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~]*)"
+OWN_HEADERS = ("connection", "content-length", "transfer-encoding")  # they frame the request
 TOKEN = "[!-~]{0,4095}", "the registry's token: printable ASCII without blanks"
 TOKEN_VARIABLES = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
 
@@ -101,15 +104,38 @@ def is_quoted(text: str) -> bool:
     return len(text) > 1 and text[0] in "'\"" and text[0] == text[-1]
 
 
-def read_token(path: str) -> str:
-    """Return the token in the file. Raises OSError, or ValueError where it holds none."""
+def read_text(path: str) -> str:
+    """Return the text of a short file. Raises OSError, or ValueError where it is no plain text."""
     content = healthcheck.read(path)
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]:
         raise ValueError("the file is UTF-16; save it as plain text")
-    token = content.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").strip()
+    return content.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").strip()
+
+
+def read_token(path: str) -> str:
+    """Return the token in the file. Raises OSError, or ValueError where it holds none."""
+    token = read_text(path)
     if not re.fullmatch("[!-~]{1,4095}", token):  # no more of a file is read
         raise ValueError("it must hold one token, printable ASCII without blanks")
     return token
+
+
+def read_headers(path: str) -> dict[str, str]:
+    """Return the headers in the file. Raises OSError, or ValueError where a line is none."""
+    headers: dict[str, str] = {}
+    text = read_text(path)
+    for number, line in enumerate(text.split("\n"), 1):
+        header = re.fullmatch(HEADER, line.strip())
+        if header and header[1].lower() not in {*OWN_HEADERS, *map(str.lower, headers)}:
+            headers[header[1]] = header[2]
+        elif line.strip() or not text:
+            raise ValueError(
+                f"line {number} must be `Name: value` in printable ASCII, each name once,"
+                " without Connection, Content-Length, Transfer-Encoding"
+            )
+    if len(text) > healthcheck.LONGEST_LINE - 4:  # so much is read, a byte order mark included
+        raise ValueError("it is longer than 4 KB")
+    return headers
 
 
 def load_authorities(path: str) -> Any:
@@ -153,21 +179,37 @@ def parse_host(text: str) -> str:
     raise ValueError("set it to the service's host name or address alone, such as vertice-osint")
 
 
-def parse_url(text: str) -> str:
+def parse_scheme(text: str) -> str:
+    scheme = parse_choice(("http", "https"), text)
+    if scheme == "https" and ssl is None:
+        raise ValueError("this image has no TLS; build it with --build-arg TLS=1, or use http://")
+    return scheme
+
+
+def check_url(odd: str, fix: str, text: str) -> None:
     try:
         parts = urlsplit(text)
         sound = parts.scheme in ("http", "https") and is_host(parts.hostname or "")
-        sound = sound and parts.port != 0 and not re.search(r"[^!-~]|[\\?#]", text)
+        sound = sound and parts.port != 0 and not re.search(rf"[^!-~]|[{odd}]", text)
         requests.Request("GET", text).prepare()  # it takes fewer brackets than urlsplit
     except ValueError:
         sound = False
     if not sound:
-        raise ValueError(
-            "set it to http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
-        )
-    if parts.scheme == "https" and ssl is None:
-        raise ValueError("this image has no TLS; build it with --build-arg TLS=1, or use http://")
+        raise ValueError(f"set it to {fix}")
+    parse_scheme(parts.scheme)
+
+
+def parse_url(text: str) -> str:
+    fix = "http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
+    check_url(r"\\?#", fix, text)
     return text.rstrip("/")
+
+
+def parse_health(text: str) -> str:
+    if not re.fullmatch('/(?!/)[!"$-~]*', text):
+        fix = "a path, such as /health, or a whole URL, such as http://vertice-osint:9000/health"
+        check_url(r"\\#", fix, text)
+    return text
 
 
 def parse_pairs(text: str) -> dict[str, str]:
@@ -209,8 +251,12 @@ class Settings(NamedTuple):
     service_name: str = setting("", parse_pattern, *NAME)
     service_host: str = setting("", parse_host)
     service_port: int = setting("8080", parse_number, int, 1, 65535)
+    service_scheme: str = setting("http", parse_scheme)
+    service_ca_file: str = setting("", parse_file, load_authorities, "of CA certificates")
+    service_tls_verify: bool = setting("true", parse_truth)
     service_health_check: str = setting("http", parse_choice, ("http", "tcp", "none"))
-    service_health_endpoint: str = setting("/health", parse_pattern, *PATH)
+    service_health_endpoint: str = setting("/health", parse_health)
+    service_health_headers_file: str = setting("", parse_file, read_headers, "of headers")
     service_health_timeout: float = setting("5", parse_number, float, 0.01, LONGEST_DURATION)
     service_health_retries: int = setting("3", parse_number, int, 1, 100)
     service_metadata: Mapping[str, str] = setting("", parse_pairs)
@@ -232,7 +278,18 @@ class Settings(NamedTuple):
     def endpoint(self) -> str:
         """The service's base URL, as it stands in the record."""
         host = f"[{self.service_host}]" if ":" in self.service_host else self.service_host
-        return f"http://{host}:{self.service_port}"
+        return f"{self.service_scheme}://{host}:{self.service_port}"
+
+    @property
+    def health_url(self) -> str:
+        """Where the service is asked how it is."""
+        where = self.service_health_endpoint
+        return self.endpoint + where if where.startswith("/") else where
+
+    @property
+    def health_endpoint(self) -> str:
+        """What the record shows of that: everybody may read it, so no credentials."""
+        return re.sub("^([a-zA-Z]+://)[^/?]*@", r"\1", self.service_health_endpoint)
 
     @property
     def token_name(self) -> str:
@@ -300,6 +357,12 @@ def doubts(settings: Settings) -> list[str]:
         lines.append(f"SERVICE_NAME={settings.service_name}: {convention}")
     if settings.registry_ca_file and not settings.registry_url.lower().startswith("https:"):
         lines.append("REGISTRY_CA_FILE: of no use while REGISTRY_URL begins with http://")
+    secure = settings.health_url.lower().startswith("https:")
+    secure = secure and settings.service_health_check == "http"
+    if settings.service_ca_file and not secure:
+        lines.append("SERVICE_CA_FILE: of no use while no probe speaks https")
+    if secure and not settings.service_tls_verify:
+        lines.append("SERVICE_TLS_VERIFY=false: a probe believes whoever answers in its place")
     with contextlib.suppress(OSError, ValueError):
         if is_quoted(settings.token()):
             lines.append(f"{settings.token_name}: the token is in quotes, and they are part of it")
@@ -361,13 +424,14 @@ log = logging.getLogger("sidecar")
 secrets: dict[str, re.Pattern[str]] = {}
 
 
-def keep_secret(secret: str) -> None:
-    """Keep `secret` out of the log from now on, also escaped as in JSON or a URL."""
-    # How many backslashes stand before a character depends on how often it was escaped; their
-    # number is bounded, or the search would take too long.
-    characters = [rf"(?:{re.escape(c)}|%{ord(c):02x})" for c in secret.replace("\\", "")]
-    pattern = "".join(rf"(?:\\|%5c){{0,40}}{character}" for character in characters)
-    secrets[secret] = re.compile(pattern or re.escape(secret), re.IGNORECASE)
+def keep_secret(*new: str) -> None:
+    """Keep these out of the log from now on, also escaped as in JSON or a URL."""
+    for secret in filter(None, new):
+        # How many backslashes stand before a character depends on how often it was escaped; their
+        # number is bounded, or the search would take too long.
+        characters = [rf"(?:{re.escape(c)}|%{ord(c):02x})" for c in secret.replace("\\", "")]
+        pattern = "".join(rf"(?:\\|%5c){{0,40}}{character}" for character in characters)
+        secrets[secret] = re.compile(pattern or re.escape(secret), re.IGNORECASE)
 
 
 def url_secrets(url: str) -> list[str]:
@@ -379,6 +443,17 @@ def url_secrets(url: str) -> list[str]:
     basic = base64.b64encode(f"{user}:{password}".encode("latin-1")).decode()  # as requests does
     # Without a password, the user is a key.
     return [basic, password, parts.password or ""] if password else [basic, user]
+
+
+def header_secrets(value: str) -> list[str]:
+    """Return a header's value, the credentials in it, and the password in these."""
+    scheme, _, credentials = value.partition(" ")
+    if scheme.lower() not in ("basic", "bearer"):
+        return [value]
+    clear = b""
+    with contextlib.suppress(ValueError):
+        clear = base64.b64decode(credentials) if scheme.lower() == "basic" else b""
+    return [value, credentials.strip(), clear.decode("utf-8", "replace").partition(":")[2]]
 
 
 def escape(text: str) -> str:
@@ -434,7 +509,7 @@ class Log(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.as_json = False
+        self.as_json = self.plain = False
         self.file = 1
         if os.isatty(1):
             with contextlib.suppress(OSError):
@@ -446,6 +521,7 @@ class Log(logging.Handler):
 
     def set_up(self, level: str, as_json: bool) -> None:
         """Take over all lines but those of libraries: urllib3's repeat what peers sent."""
+        warnings.simplefilter("ignore")
         self.as_json = as_json
         logging.raiseExceptions = False
         logging.getLogger().handlers[:] = [logging.NullHandler()]
@@ -455,6 +531,8 @@ class Log(logging.Handler):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, of text or of JSON; only a bug's traceback takes more."""
+        if self.plain and not record.exc_info:
+            return record.getMessage() + "\n"
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         line = {"time": when, "level": record.levelname, "message": record.getMessage()}
         if record.exc_info:
@@ -830,8 +908,10 @@ class Peer(HTTPAdapter):
     cookies, proxies and netrc from the environment) must not happen here.
     """
 
-    def __init__(self, url: str, signals: Signals, keep: bool, ca_file: str = "") -> None:
-        """Args: base URL without a slash at its end; who waits; keep the connection; CA file."""
+    def __init__(
+        self, url: str, signals: Signals, keep: bool, ca_file: str = "", verify: bool = True
+    ) -> None:
+        """Args: URL that paths are added to; who waits; keep the connection; how to verify it."""
         super().__init__()
         parts = urlsplit(url)
         self.url, self.keep = url, keep
@@ -841,6 +921,8 @@ class Peer(HTTPAdapter):
         self.wire = Wire(parts.hostname or "", port, signals)
         if parts.scheme == "https":
             context = PatientTLSContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = verify
+            context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
             context.load_verify_locations(ca_file or requests.utils.DEFAULT_CA_BUNDLE_PATH)
             self.pool: Any = HTTPSConnectionPool(self.wire.host, port, ssl_context=context)
         else:
@@ -981,7 +1063,7 @@ class Registry:
         record = {
             "service_name": settings.service_name,
             "endpoint": settings.endpoint,
-            "health_endpoint": settings.service_health_endpoint,
+            "health_endpoint": settings.health_endpoint,
             "metadata": metadata,
         }
         return self.judge(self.ask("POST", "/register", timeout, record))
@@ -1007,7 +1089,8 @@ class Registry:
         answer = self.ask("GET", "/services", timeout)
         names = answer.json() if answer.ok else None
         if not isinstance(names, list):
-            advice = f"GET /services does not tell whether the record is there: {answer.say()}"
+            advice = self.say_advice(answer, FAILED)
+            advice = f"GET /services does not tell whether the record is there: {advice}"
             return Reply(FAILED, answer.status > 0, answer.say(), advice)
         if self.settings.service_name not in names:
             said = "heartbeats are accepted, but GET /services does not list it"
@@ -1021,8 +1104,7 @@ class Registry:
         except (OSError, ValueError) as error:
             name = self.settings.token_name
             log.warning("%s cannot be read, the token stays as it was: %s", name, say_plain(error))
-        if self.token:
-            keep_secret(self.token)
+        keep_secret(self.token)
 
     def ask(self, method: str, path: str, timeout: float, content: object = None) -> Answer:
         """Exchange one request."""
@@ -1079,7 +1161,11 @@ class Service:
         self.settings = settings
         # Each probe has a connection of its own: a kept one would occupy a server with one worker,
         # hold up its shutdown, and go on looking healthy when it takes no new ones.
-        self.peer = Peer(settings.endpoint, signals, keep=False)
+        trust = settings.service_ca_file, settings.service_tls_verify
+        self.peer = Peer(settings.health_url, signals, False, *trust)
+        self.wire = Wire(settings.service_host, settings.service_port, signals)  # of a tcp check
+        self.headers = {"Connection": "close"}
+        self.headers_mark: tuple[int, ...] | None = ()  # of their file, when it was last read
         self.problem = "no answer yet"
         self.seen = False
         self.told: dict[str, str] = {}
@@ -1098,10 +1184,12 @@ class Service:
 
     def answers(self) -> bool:
         """Tell whether the health endpoint answers 2xx; note what it tells, if it is all there."""
-        timeout, path = self.settings.service_health_timeout, self.settings.service_health_endpoint
-        answer = self.peer.exchange("GET", path, {"Connection": "close"}, b"", timeout)
+        if self.settings.service_health_headers_file:
+            self.take_headers()
+        timeout = self.settings.service_health_timeout
+        answer = self.peer.exchange("GET", "", self.headers, b"", timeout)
         if not answer.ok or answer.late:
-            self.problem = answer.say()
+            self.problem = answer.say() + self.say_hint(answer)
             return False
         health = answer.json()
         if isinstance(health, dict):
@@ -1110,13 +1198,43 @@ class Service:
 
     def connects(self) -> bool:
         """Tell whether the service's port takes a TCP connection."""
-        self.peer.wire.begin(self.settings.service_health_timeout)
+        self.wire.begin(self.settings.service_health_timeout)
         try:
-            self.peer.wire.open().close()
+            self.wire.open().close()
         except Exception as error:
             self.problem = say_failure(error)
             return False
         return True
+
+
+    def take_headers(self) -> None:
+        """Read the headers of the probe where their file has changed."""
+        path, mark = self.settings.service_health_headers_file, None
+        with contextlib.suppress(OSError):
+            stat = os.stat(path)
+            mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if mark == self.headers_mark:
+            return
+        self.headers_mark = mark
+        try:
+            headers = read_headers(path)
+        except (OSError, ValueError) as error:
+            words = "cannot be read, the headers stay as they were"
+            log.warning("SERVICE_HEALTH_HEADERS_FILE %s: %s", words, say_plain(error))
+            return
+        for value in headers.values():
+            keep_secret(*header_secrets(value))
+        self.headers = headers | {"Connection": "close"}
+
+    def say_hint(self, answer: Answer) -> str:
+        """Say so where something that never answered http looks as if it spoke TLS."""
+        odd = isinstance(answer.failure, ConnectionResetError | http.client.BadStatusLine)
+        told = answer.status == 400 and b"HTTPS" in answer.body
+        if self.seen or self.settings.health_url.startswith("https:") or not (odd or told):
+            return ""
+        own = self.settings.service_health_endpoint.startswith("/")
+        fix = "set SERVICE_SCHEME to https" if own else "begin SERVICE_HEALTH_ENDPOINT with https://"
+        return f" (this looks like a TLS port: {fix})"
 
 
 def health_metadata(health: Mapping[str, Any]) -> dict[str, str]:
@@ -1468,17 +1586,107 @@ class Agent:
             self.signals.pause(GRACE / 2)
 
 
+# -------------------------------------------------------------------------------- before the start
+
+# What may help where a probe's problem begins like this; {} is the setting with the port.
+FIXES = {
+    "connection refused": "is it up, and does it listen on more than 127.0.0.1? Check {}",
+    "no answer within": "is it slow? Set SERVICE_HEALTH_TIMEOUT, or check {}",
+    "name look-up failed": "check {}",
+    "404|405|3..": "set SERVICE_HEALTH_ENDPOINT to its health check",
+    "401|403": "set SERVICE_HEALTH_HEADERS_FILE to a file with the headers that it wants",
+    "certificate refused": "set SERVICE_CA_FILE to a file with its authority",
+    "[0-9]{3}": "it answers, but says that it is not healthy: see its own log",
+}
+
+
+class Check:
+    """A look at all that a start would need: one probe, one GET. It changes nothing anywhere."""
+
+    def __init__(self, settings: Settings, signals: Signals) -> None:
+        self.settings, self.fine = settings, True
+        self.service, self.registry = Service(settings, signals), Registry(settings, signals)
+
+    def run(self) -> int:
+        """Print what is fine and what is not. Returns the exit code: 0 or 1. Raises Stop."""
+        settings, wire = self.settings, self.service.peer.wire
+        for line in [f", but {doubt}" for doubt in doubts(settings)] or [""]:
+            log.info("settings: fine%s", line)
+        known = self.look_up("SERVICE_HOST", self.service.wire, settings.service_health_timeout)
+        if known or wire.host != self.service.wire.host:
+            self.probe()
+        if self.look_up("REGISTRY_URL", self.registry.peer.wire, settings.registry_timeout):
+            reply = self.registry.look(settings.registry_timeout)
+            found = f"{settings.service_name} is {'' if reply.meaning == ACCEPTED else 'not '}there"
+            fix = "" if "REGISTRY_URL" in reply.advice else "; is it up? Check REGISTRY_URL"
+            failed = reply.advice + fix if reply.meaning == FAILED else ""
+            self.tell(f"list of {say_value(settings.registry_url)}", failed, found)
+        sent = f"that of {settings.token_name} will be sent; a look cannot prove that it is right"
+        has_token = settings.registry_token_file or settings.token()
+        log.info("token: %s", sent if has_token else "none is set, and none will be sent")
+        return 0 if self.fine else 1
+
+    def tell(self, what: str, problem: str, detail: str = "") -> bool:
+        """Print a line about one thing, and tell whether it is fine."""
+        fine = "fine" + (f", {detail}" if detail else "")
+        log.info("%s: %s", what, f"not fine: {problem}" if problem else fine)
+        self.fine = self.fine and not problem
+        return not problem
+
+    def look_up(self, variable: str, wire: Wire, timeout: float) -> bool:
+        """Look a name up, and tell whether it is known."""
+        wire.begin(timeout)
+        try:
+            found, problem = f"at {wire.addresses()[0][4][0]}", ""
+        except Exception as error:
+            found, problem = "", f"{say_failure(error)}; share its network, or check {variable}"
+        return self.tell(f"{variable}, {wire.host}", problem, found)
+
+    def probe(self) -> None:
+        """Probe the service once."""
+        service, settings = self.service, self.settings
+        problem = "" if service.probe() else service.problem
+        fix = next((fix for start, fix in FIXES.items() if re.match(start, problem)), "")
+        if fix and "looks like" not in problem:
+            own = settings.health_url != settings.service_health_endpoint
+            problem += "; " + fix.format("SERVICE_PORT" if own else "SERVICE_HEALTH_ENDPOINT")
+        kind = settings.service_health_check
+        where = settings.health_url if kind == "http" else settings.endpoint
+        self.tell(f"{kind} probe of {say_value(where)}", problem)
+
+
 # ----------------------------------------------------------------------------------------- main
 
+USAGE = """usage: agent.py [--check | --version | --help]
+Keeps the service beside it registered in a service registry. All settings are environment
+variables. --check has one look at them, the service and the registry, and says what is not fine:
+it exits with 0 where all is, with 1 where something is not, with 2 where a setting is bad."""
 
-def main() -> int:
-    """Run the agent. Returns the exit code: 0 stopped, 1 a bug, 2 bad settings."""
+
+def say_usage(arguments: Sequence[str]) -> int:
+    """Print what the arguments ask for; return the exit code."""
+    texts = {"--version": VERSION, "--help": USAGE}
+    known = len(arguments) == 1 and arguments[0] in texts
+    print(texts[arguments[0]] if known else USAGE, file=sys.stdout if known else sys.stderr)
+    return 0 if known else 2
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Do what the arguments ask for, by default run the agent.
+
+    Returns the exit code: 0 stopped, or all is fine; 1 a bug, or something is not fine; 2 bad
+    settings or arguments; 130 a check was interrupted.
+    """
     # What is closed of stdin, stdout and stderr is opened, or a socket would get the log's number.
     while os.open("/", os.O_RDONLY) <= 2:
         pass
+    checks = list(arguments) == ["--check"]
+    if arguments and not checks:
+        return say_usage(arguments)
     signals = Signals()
     signals.install()
     handler = Log()
+    handler.plain = checks
     handler.set_up("INFO", os.environ.get("LOG_FORMAT", "").strip().lower() == "json")
     try:
         settings = read_settings(os.environ)
@@ -1486,19 +1694,22 @@ def main() -> int:
         for problem in error.args:
             log.error("Bad setting: %s", say_problem(*problem))
         return 2
-    handler.set_up(settings.log_level, settings.log_format == "json")
-    tokens = (getattr(settings, name.lower()) for name in TOKEN_VARIABLES)
-    for secret in filter(None, (*tokens, *url_secrets(settings.registry_url))):
-        keep_secret(secret)
-    log.info("Registry sidecar starts: %s", say_settings(settings))
-    for line in doubts(settings):
-        log.warning("%s", line)
+    keep_secret(*(getattr(settings, name.lower()) for name in TOKEN_VARIABLES))
+    keep_secret(*url_secrets(settings.registry_url), *url_secrets(settings.service_health_endpoint))
     try:
+        if checks:
+            return Check(settings, signals).run()
+        handler.set_up(settings.log_level, settings.log_format == "json")
+        log.info("Registry sidecar starts: version %s, %s", VERSION, say_settings(settings))
+        for line in doubts(settings):
+            log.warning("%s", line)
         return Agent(settings, signals).run()
+    except Stop:  # of a check
+        return 130
     except Exception:
         log.exception("A bug in the sidecar; exit 1, so that the restart policy brings it back")
         return 1
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """Tries out the gathered root file system before it becomes the image, as the image's user.
 
-    python docker/smoke.py --root /rootfs [--tls 1]
+    python docker/smoke.py --root /rootfs --version 1.0.0 [--tls 1]
 
 Every check is a process inside (chroot), judged by its exit code and by what it prints. One that fails stops
 the build, with what was run, what was expected and what came.
@@ -91,8 +91,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", required=True, help="the root file system to try")
     parser.add_argument("--tls", default="0", choices=("0", "1"), help="1: the image is to have TLS")
+    parser.add_argument("--version", required=True, help="what the image's label says")
     options = parser.parse_args()
-    failures = [failure(options.root, check) for check in CHECKS + (TLS if options.tls == "1" else PLAIN)]
+    labelled = Check("agent.py has the VERSION of the Dockerfile", (*AGENT, "--version"), says=(options.version,))
+    checks = [labelled, *CHECKS, *(TLS if options.tls == "1" else PLAIN)]
+    failures = [failure(options.root, check) for check in checks]
     for text in filter(None, failures):
         print(text, file=sys.stderr)
     return 1 if any(failures) else 0

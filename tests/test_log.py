@@ -37,7 +37,7 @@ def test_the_start_up_tells_its_steps_in_order(registry: Registry) -> None:
         sidecar.stop()
         assert in_order(
             sidecar,
-            "^[^ ]+ INFO Registry sidecar starts: SERVICE_NAME=osint_service SERVICE_HOST=127.0.0.1 ",
+            "^[^ ]+ INFO Registry sidecar starts: version [0-9.]+, SERVICE_NAME=osint_service SERVICE_HOST=127.0.0.1 ",
             f"^[^ ]+ WARNING Waiting for the service at {service.url}: 503",
             "^[^ ]+ INFO Service is READY$",
             f"^[^ ]+ INFO Service registered successfully: {NAME} at {service.url} {{'version': '1.0.0'",

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from harness import AGENT, NAME, Sidecar, environment, run_agent, wait_until
@@ -28,8 +28,12 @@ from agent import Settings, SettingsError, doubts, read_settings
 NEEDED = {"SERVICE_NAME": NAME, "SERVICE_HOST": "127.0.0.1"}
 DEFAULTS = {
     "SERVICE_PORT": "8080",
+    "SERVICE_SCHEME": "http",
+    "SERVICE_CA_FILE": "",
+    "SERVICE_TLS_VERIFY": "true",
     "SERVICE_HEALTH_CHECK": "http",
     "SERVICE_HEALTH_ENDPOINT": "/health",
+    "SERVICE_HEALTH_HEADERS_FILE": "",
     "SERVICE_HEALTH_TIMEOUT": "5",
     "SERVICE_HEALTH_RETRIES": "3",
     "SERVICE_METADATA": "",
@@ -79,7 +83,8 @@ class Bad(NamedTuple):
 NAME_FIX = "set it to the name to register"
 HOST_FIX = "set it to the service's host name or address alone"
 PORT_FIX = "set it to a whole number from 1 to 65535"
-PATH_FIX = "set it to a path, such as /health"
+HEALTH_FIX = "set it to a path, such as /health, or a whole URL, such as http://vertice-osint:9000/health"
+HEADERS_FIX = "a readable file of headers"
 PAIRS_FIX = "set it to k=v,k=v with each key once"
 URL_FIX = "set it to http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
 TOKEN_FIX = "printable ASCII without blanks"
@@ -114,12 +119,20 @@ BAD = [
     Bad("SERVICE_PORT", "80.5", PORT_FIX),
     Bad("SERVICE_PORT", "9" * 5000, PORT_FIX, "9" * 197 + "..."),
     Bad("SERVICE_PORT", "٨٠", PORT_FIX),  # digits, though not ours
+    Bad("SERVICE_SCHEME", "h2", "set it to one of http, https"),
+    Bad("SERVICE_CA_FILE", "/nowhere/ca.pem", f"{CA_FIX} .*No such file"),
+    Bad("SERVICE_TLS_VERIFY", "never", "set it to one of true, yes, on, 1, false, no, off, 0"),
+    Bad("SERVICE_HEALTH_HEADERS_FILE", "/nowhere/headers", f"{HEADERS_FIX} .*No such file"),
+    Bad("SERVICE_HEALTH_HEADERS_FILE", os.devnull, f"{HEADERS_FIX} .*line 1 must be `Name: value`"),
     Bad("SERVICE_HEALTH_CHECK", "udp", "set it to one of http, tcp, none"),
-    Bad("SERVICE_HEALTH_ENDPOINT", "health", PATH_FIX),
-    Bad("SERVICE_HEALTH_ENDPOINT", "//health", PATH_FIX),
-    Bad("SERVICE_HEALTH_ENDPOINT", "/health check", PATH_FIX, "'/health check'"),
-    Bad("SERVICE_HEALTH_ENDPOINT", "/health#top", PATH_FIX),
-    Bad("SERVICE_HEALTH_ENDPOINT", "http://osint/health", PATH_FIX),
+    Bad("SERVICE_HEALTH_ENDPOINT", "health", HEALTH_FIX),
+    Bad("SERVICE_HEALTH_ENDPOINT", "//health", HEALTH_FIX),
+    Bad("SERVICE_HEALTH_ENDPOINT", "/health check", HEALTH_FIX, "'/health check'"),
+    Bad("SERVICE_HEALTH_ENDPOINT", "/health#top", HEALTH_FIX),
+    Bad("SERVICE_HEALTH_ENDPOINT", "ftp://ann:s3cret@osint/health", HEALTH_FIX, "ftp://***@osint/health"),
+    Bad("SERVICE_HEALTH_ENDPOINT", "http://osint:0/health", HEALTH_FIX),
+    Bad("SERVICE_HEALTH_ENDPOINT", "http://osint/health#top", HEALTH_FIX),
+    Bad("SERVICE_HEALTH_ENDPOINT", "http://osint/health?key=s3cret key", HEALTH_FIX, "http://osint/health?***"),
     Bad("SERVICE_HEALTH_TIMEOUT", "0", "set it to seconds from 0.01 to 86400"),
     Bad("SERVICE_HEALTH_TIMEOUT", "5s", "set it to seconds from 0.01 to 86400"),
     Bad("SERVICE_HEALTH_RETRIES", "0", "set it to a whole number from 1 to 100"),
@@ -243,13 +256,42 @@ def test_bad_settings_are_told_as_json_where_that_is_asked_for_and_at_any_level(
     assert sorted(line["message"].split(":")[1] for line in lines) == [" SERVICE_NAME is not set", " SERVICE_PORT=x"]
 
 
-@pytest.mark.parametrize("name", ["REGISTRY_TOKEN_FILE", "REGISTRY_CA_FILE"])
+FILES = ("REGISTRY_TOKEN_FILE", "REGISTRY_CA_FILE", "SERVICE_CA_FILE", "SERVICE_HEALTH_HEADERS_FILE")
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_without_what_it_should_hold_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "file"
     for content in (b"", b"two words", b"\xff\xfe", b"x" * 100_000, PEM.encode()):
         path.write_bytes(content)
         (problem,) = problems_of(**{name: str(path)})
         assert problem.startswith(f"{name}={path}: set it to a readable file")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "X-Key s3cret",
+        "Host: a\nhost: s3cret",
+        "Bad Name: s3cret",
+        ": s3cret",
+        "X-Key: a\rX-Other: s3cret",
+        "X-Key: a\x0bX-Other: s3cret",
+        "X-Key: s3crét",
+        "X-Key: a\n folded s3cret",
+        "Content-Length: 5",
+        "transfer-encoding: chunked",
+        "Connection: keep-alive",
+        "X-Key: " + "s3cret" * 1000,
+        *("A: b\n" + "\n" * blanks + "X-Key: s3cret" for blanks in (4081, 4083)),
+    ],
+)
+def test_headers_that_could_break_a_request_are_refused_and_never_shown(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "headers"
+    path.write_bytes(content.encode())
+    (problem,) = problems_of(SERVICE_HEALTH_HEADERS_FILE=str(path))
+    assert problem.startswith(f"SERVICE_HEALTH_HEADERS_FILE={path}: set it to a readable file of headers (")
+    assert "s3cr" not in problem
 
 
 def test_a_pipe_in_place_of_the_token_file_is_refused_not_waited_for(tmp_path: Path, unasked: Peers) -> None:
@@ -259,18 +301,26 @@ def test_a_pipe_in_place_of_the_token_file_is_refused_not_waited_for(tmp_path: P
     assert line.startswith(f"ERROR Bad setting: REGISTRY_TOKEN_FILE={path}: ")
 
 
-def test_https_in_an_image_without_tls_names_the_build_argument(unasked: Peers) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REGISTRY_URL", "https://lb"),
+        ("SERVICE_SCHEME", "https"),
+        ("SERVICE_HEALTH_ENDPOINT", "https://osint/health"),
+    ],
+)
+def test_https_in_an_image_without_tls_names_the_build_argument(unasked: Peers, name: str, value: str) -> None:
     code = f"import runpy, sys; sys.modules['ssl'] = None; runpy.run_path({str(AGENT)!r}, run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-I", "-c", code],
-        env=environment(unasked.settings | {"REGISTRY_URL": "https://lb", "REGISTRY_CA_FILE": "/nowhere"}),
+        env=environment(unasked.settings | {name: value, "REGISTRY_CA_FILE": "/nowhere"}),
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (2, "")
     fix = "this image has no TLS; build it with --build-arg TLS=1, or use http://"
-    assert done.stdout.split(" ", 1)[1] == f"ERROR Bad setting: REGISTRY_URL=https://lb: {fix}\n"
+    assert done.stdout.split(" ", 1)[1] == f"ERROR Bad setting: {name}={value}: {fix}\n"
 
 
 # ---- good settings
@@ -283,7 +333,11 @@ GOOD: dict[str, dict[str, object]] = {
     },
     "SERVICE_PORT": {"1": 1, "65535": 65535, "0080": 80},
     "SERVICE_HEALTH_CHECK": {"http": "http", "TCP": "tcp", "None": "none"},
-    "SERVICE_HEALTH_ENDPOINT": {"/": "/", "/a/b?c=d&e=%20": "/a/b?c=d&e=%20"},
+    "SERVICE_SCHEME": {"http": "http", "HTTPS": "https"},
+    "SERVICE_TLS_VERIFY": {"true": True, "No": False},
+    "SERVICE_HEALTH_ENDPOINT": {
+        each: each for each in ("/", "/a/b?c=d&e=%20", "http://lb/health?a=1", "https://ann:s3cret@[::1]:9000/")
+    },
     "SERVICE_HEALTH_TIMEOUT": {"0.01": 0.01, "15": 15.0, "16": 15.0},  # at most half an interval
     "SERVICE_HEALTH_RETRIES": {"1": 1, "100": 100},
     "SERVICE_METADATA": {
@@ -323,7 +377,7 @@ def test_an_empty_setting_is_an_unset_one(name: str) -> None:
 
 def test_every_setting_is_in_the_tables() -> None:
     fields = {name.upper() for name in Settings._fields} - set(ALIASES)
-    assert fields == {*NEEDED, *DEFAULTS} == {*GOOD, "REGISTRY_TOKEN_FILE", "REGISTRY_CA_FILE"}
+    assert fields == {*NEEDED, *DEFAULTS} == {*GOOD, *FILES}
 
 
 def test_the_start_line_shows_every_default() -> None:
@@ -486,6 +540,25 @@ def test_a_ca_file_without_https_is_warned_of() -> None:
         assert doubts(plain_http._replace(registry_url=url)) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "doubt"),
+    [
+        ({"service_ca_file": "/ca.pem"}, "SERVICE_CA_FILE: of no use while no probe speaks https"),
+        ({"service_ca_file": "/ca.pem", "service_scheme": "https"}, None),
+        ({"service_ca_file": "/ca.pem", "service_health_endpoint": "HTTPS://osint/health"}, None),
+        ({"service_ca_file": "/ca.pem", "service_scheme": "https", "service_health_check": "tcp"}, "SERVICE_CA_FILE: "),
+        ({"service_tls_verify": False, "service_scheme": "https"}, "SERVICE_TLS_VERIFY=false: a probe believes"),
+        ({"service_tls_verify": False}, None),
+    ],
+)
+def test_tls_settings_of_no_use_and_a_probe_that_verifies_nobody_are_warned_of(
+    settings: dict[str, Any], doubt: str | None
+) -> None:
+    lines = doubts(read()._replace(**settings))
+    assert len(lines) == bool(doubt)
+    assert all(line.startswith(str(doubt)) for line in lines)
+
+
 def test_doubts_stop_nothing(registry: Registry, service: ToyService) -> None:
     with Sidecar(registry, service, SERVICE_NAME="UP", HEARTBEAT_INTERVAL=31) as sidecar:
         sidecar.wait_registered()
@@ -518,7 +591,7 @@ def settle(variables: Mapping[str, str]) -> Settings | None:
         assert problem.isprintable()
         assert re.match(f"({'|'.join(VARIABLES)})(=| is not set: )", problem)
         assert len(problem) < 1000
-        assert not (problem.startswith("REGISTRY_URL") and "s3cret" in problem)
+        assert not (problem.startswith(("REGISTRY_URL", "SERVICE_HEALTH_ENDPOINT")) and "s3cret" in problem)
     return settings
 
 
@@ -537,6 +610,6 @@ def test_any_value_is_refused_or_works(name: str, value: str) -> None:
     if settings:
         assert agent.say_settings(settings).isprintable()
         assert all(line.isprintable() for line in doubts(settings))
-        for url in (settings.registry_url + "/register", settings.endpoint + settings.service_health_endpoint):
+        for url in (settings.registry_url + "/register", settings.health_url):
             headers = (("X-Registry-Token", settings.token()),)
             agent.prepare("POST", url, headers, b"{}")  # requests takes them

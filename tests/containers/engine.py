@@ -283,7 +283,8 @@ class Lab:
         environment = {name: str(value) for name, value in (defaults | settings).items()}
         health = {"interval": SECOND, "timeout": 5 * SECOND, "retries": 3, "start_period": 5 * SECOND}
         usual = {**HARDENED, "environment": environment, "healthcheck": health}
-        return self.run(command=None, alias=alias, **({"image": self.sidecar_image} | usual | dict(options or {})))
+        usual |= {"image": self.sidecar_image, "command": None}
+        return self.run(alias=alias, **(usual | dict(options or {})))
 
 
 class Node:

@@ -13,6 +13,7 @@ import pytest
 from bench.image_sizes import DEFAULT_LIMIT, TLS_LIMIT, Sizes, sizes
 from harness import ROOT
 
+import agent
 from containers.engine import BASE, RUN, BuildError, Images, Lab, has_buildx
 
 pytestmark = pytest.mark.docker
@@ -96,6 +97,7 @@ def test_configuration(client: docker.DockerClient, image: str) -> None:
     assert config["Entrypoint"] == ["python", "-I", "/app/agent.pyc"]
     assert config["Healthcheck"]["Test"] == ["CMD", "python", "-I", "-S", "/app/healthcheck.pyc"]
     assert config["Labels"]["org.opencontainers.image.title"] == "vertice-registry-sidecar"
+    assert config["Labels"]["org.opencontainers.image.version"] == agent.VERSION
     assert not config.get("StopSignal")  # SIGTERM
     assert not config.get("Volumes")
 
@@ -142,6 +144,13 @@ def test_no_file_of_the_build_names_an_architecture() -> None:
         assert not names.search(file.read_text()), file
 
 
+def test_it_says_where_it_comes_from_if_the_build_is_told(client: docker.DockerClient, images: Images) -> None:
+    given = {"REVISION": "0123abc", "SOURCE": "https://git.example.org/sidecar"}
+    options = [option for name, value in given.items() for option in ("--build-arg", f"{name}={value}")]
+    labels = client.images.get(images.build("sourced", ROOT, *options)).attrs["Config"]["Labels"]
+    assert {name: labels[f"org.opencontainers.image.{name.lower()}"] for name in given} == given
+
+
 @pytest.fixture
 def context(tmp_path: Path) -> Path:
     """A copy of what the build needs, to be changed."""
@@ -152,6 +161,13 @@ def context(tmp_path: Path) -> Path:
         else:
             shutil.copy(source, tmp_path / name)
     return tmp_path
+
+
+def test_a_label_with_another_version_than_the_agent_stops_the_build(images: Images, context: Path) -> None:
+    dockerfile = context / "Dockerfile"
+    dockerfile.write_text(dockerfile.read_text().replace(f"VERSION={agent.VERSION}", "VERSION=9.9.9"))
+    with pytest.raises(BuildError, match="smoke: agent.py has the VERSION of the Dockerfile"):
+        images.build("mislabelled", context)
 
 
 @pytest.mark.parametrize(

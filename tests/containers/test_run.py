@@ -51,3 +51,26 @@ def test_ready_follows_registration(lab: Lab) -> None:
     assert said.startswith("not ready: registry unreachable")
     lab.registry().wait_record()
     wait_until(lambda: sidecar.execute(*command)[0] == 0, WAIT, "ready")
+
+
+def test_a_look_before_the_start(lab: Lab) -> None:
+    """`docker run --rm ... IMAGE --check` beside a service and a registry, then beside names that nobody has."""
+    registry, service = lab.registry(), lab.service()
+    lines = {
+        0: ["settings: fine", "SERVICE_HOST, service: fine, at ", "http probe of http://service:8080/health: fine",
+            "REGISTRY_URL, registry: fine, at ", "list of http://registry:8888: fine, osint_service is not there",
+            "token: none is set, and none will be sent"],
+        1: ["settings: fine", "SERVICE_HOST, nobody: not fine: name look-up failed: Name does not resolve; share its",
+            "REGISTRY_URL, nowhere: not fine: name look-up failed: Name does not resolve; share its",
+            "token: none is set, and none will be sent"],
+        2: ["Bad setting: SERVICE_PORT=x: "],
+    }  # fmt: skip
+    once = {"restart_policy": None, "command": ["--check"]}
+    nowhere = {"SERVICE_HOST": "nobody", "REGISTRY_URL": "http://nowhere"}
+    for code, settings in enumerate(({}, nowhere, {"SERVICE_PORT": "x"})):
+        sidecar = lab.sidecar(once, alias=f"check{code}", **settings)
+        assert sidecar.container.wait(timeout=60)["StatusCode"] == code, sidecar.log
+        for expected, line in zip(lines[code], sidecar.log.splitlines(), strict=True):
+            assert line.startswith(expected)
+    assert registry.control()["counts"] == {"list": 1}
+    assert service.control()["counts"] == {"health": 1}

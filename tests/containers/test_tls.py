@@ -1,4 +1,4 @@
-"""An https registry: the TLS variant registers with it, or says why not; the default variant names the way out."""
+"""An https registry or service: the TLS variant registers with it, or says why not; the default variant names the way out."""
 
 from __future__ import annotations
 
@@ -73,8 +73,26 @@ def test_a_ca_file_that_holds_no_certificate_is_a_bad_setting(lab: Lab, tls_imag
     sidecar.wait_for("Bad setting: REGISTRY_CA_FILE=/etc/passwd: ")
 
 
-def test_the_default_variant_names_the_build_argument(lab: Lab) -> None:
-    sidecar = lab.sidecar({"restart_policy": None}, REGISTRY_URL=URL)
+@pytest.mark.parametrize(("name", "value"), [("REGISTRY_URL", URL), ("SERVICE_SCHEME", "https")])
+def test_the_default_variant_names_the_build_argument(lab: Lab, name: str, value: str) -> None:
+    sidecar = lab.sidecar({"restart_policy": None}, **{name: value})
     assert sidecar.container.wait(timeout=30)["StatusCode"] == 2
-    sidecar.wait_for(f"Bad setting: REGISTRY_URL={URL}: .*--build-arg TLS=1")
+    sidecar.wait_for(f"Bad setting: {name}={value}: .*--build-arg TLS=1")
     assert len(sidecar.log.splitlines()) == 1
+
+
+def test_an_https_service_is_verified_by_its_own_authority(lab: Lab, tls_image: str) -> None:
+    ca = trustme.CA()
+    certificate = ca.issue_cert("service")
+    pem = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
+    files = {"ca.pem": ca.cert_pem.bytes(), "cert.pem": pem, "key.pem": certificate.private_key_pem.bytes()}
+    volumes = {lab.volume(files): {"bind": "/tls", "mode": "ro"}}
+    registry = lab.registry()
+    lab.run(lab.peer_image, ["python", "/opt/peers/service.py", "--host", "0.0.0.0", "--port", "8443",
+                             "--tls", "/tls/cert.pem", "/tls/key.pem"], "service", volumes=volumes)  # fmt: skip
+    settings = {"SERVICE_PORT": 8443, "SERVICE_SCHEME": "https", "HEARTBEAT_INTERVAL": 2}
+    strange = lab.sidecar({"image": tls_image}, alias="strange", **settings)
+    strange.wait_for("Waiting for the service at https://service:8443: certificate refused: unable to get local issuer")
+    assert registry.record() is None
+    lab.sidecar({"image": tls_image, "volumes": volumes}, SERVICE_CA_FILE=CA_FILE, **settings)
+    assert registry.wait_record()["endpoint"] == "https://service:8443"
