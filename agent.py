@@ -7,8 +7,7 @@ One loop; each state is a method of `Agent` that blocks, and returns the state t
                     ^             |
                     +-- the record is lost, the registry unreachable
 
-SIGTERM or SIGINT in any state leads to `stop`: deregister, exit 0. With --check, `Check` has one
-look at everything instead.
+SIGTERM or SIGINT in any state leads to `stop`: deregister, exit 0. `--check` only looks.
 
 Nothing waits without a bound, and each bound stands where the waiting is done: `Signals` is the
 only place that waits, and every byte from a peer passes through a `PatientSocket`. No signal
@@ -77,8 +76,9 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 NAME = "(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", (
     "the name to register: lowercase letters, digits, _ and -, not `index`, the registry's own"
 )
-HEADER = "([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~]*)"
-OWN_HEADERS = ("connection", "content-length", "transfer-encoding")  # they frame the request
+FRAMING = "Connection|Content-Length|Transfer-Encoding"  # the agent's own
+HEADER = rf"(?!(?i:{FRAMING}):)([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~]*)"
+URL_FIX = "http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
 TOKEN = "[!-~]{0,4095}", "the registry's token: printable ASCII without blanks"
 TOKEN_VARIABLES = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
 
@@ -107,6 +107,8 @@ def is_quoted(text: str) -> bool:
 def read_text(path: str) -> str:
     """Return the text of a short file. Raises OSError, or ValueError where it is no plain text."""
     content = healthcheck.read(path)
+    if len(content) >= healthcheck.LONGEST_LINE:  # no more of a file is read
+        raise ValueError("it is longer than 4 KB")
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]:
         raise ValueError("the file is UTF-16; save it as plain text")
     return content.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").strip()
@@ -115,7 +117,7 @@ def read_text(path: str) -> str:
 def read_token(path: str) -> str:
     """Return the token in the file. Raises OSError, or ValueError where it holds none."""
     token = read_text(path)
-    if not re.fullmatch("[!-~]{1,4095}", token):  # no more of a file is read
+    if not re.fullmatch("[!-~]+", token):
         raise ValueError("it must hold one token, printable ASCII without blanks")
     return token
 
@@ -123,18 +125,13 @@ def read_token(path: str) -> str:
 def read_headers(path: str) -> dict[str, str]:
     """Return the headers in the file. Raises OSError, or ValueError where a line is none."""
     headers: dict[str, str] = {}
-    text = read_text(path)
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         header = re.fullmatch(HEADER, line.strip())
-        if header and header[1].lower() not in {*OWN_HEADERS, *map(str.lower, headers)}:
-            headers[header[1]] = header[2]
-        elif line.strip() or not text:
-            raise ValueError(
-                f"line {number} must be `Name: value` in printable ASCII, each name once,"
-                " without Connection, Content-Length, Transfer-Encoding"
-            )
-    if len(text) > healthcheck.LONGEST_LINE - 4:  # so much is read, a byte order mark included
-        raise ValueError("it is longer than 4 KB")
+        if header and header[1].title() not in headers:
+            headers[header[1].title()] = header[2]
+        elif line.strip() or number == 1:
+            words = f"in printable ASCII, each name once, no {FRAMING.replace('|', ', ')}"
+            raise ValueError(f"line {number} must be `Name: value` {words}")
     return headers
 
 
@@ -186,7 +183,7 @@ def parse_scheme(text: str) -> str:
     return scheme
 
 
-def check_url(odd: str, fix: str, text: str) -> None:
+def parse_url(text: str, odd: str = r"\\?#", fix: str = URL_FIX) -> str:
     try:
         parts = urlsplit(text)
         sound = parts.scheme in ("http", "https") and is_host(parts.hostname or "")
@@ -197,18 +194,13 @@ def check_url(odd: str, fix: str, text: str) -> None:
     if not sound:
         raise ValueError(f"set it to {fix}")
     parse_scheme(parts.scheme)
-
-
-def parse_url(text: str) -> str:
-    fix = "http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
-    check_url(r"\\?#", fix, text)
     return text.rstrip("/")
 
 
 def parse_health(text: str) -> str:
     if not re.fullmatch('/(?!/)[!"$-~]*', text):
         fix = "a path, such as /health, or a whole URL, such as http://vertice-osint:9000/health"
-        check_url(r"\\#", fix, text)
+        parse_url(text, r"\\#", fix)
     return text
 
 
@@ -357,8 +349,7 @@ def doubts(settings: Settings) -> list[str]:
         lines.append(f"SERVICE_NAME={settings.service_name}: {convention}")
     if settings.registry_ca_file and not settings.registry_url.lower().startswith("https:"):
         lines.append("REGISTRY_CA_FILE: of no use while REGISTRY_URL begins with http://")
-    secure = settings.health_url.lower().startswith("https:")
-    secure = secure and settings.service_health_check == "http"
+    secure = settings.service_health_check == "http" and settings.health_url[:6].lower() == "https:"
     if settings.service_ca_file and not secure:
         lines.append("SERVICE_CA_FILE: of no use while no probe speaks https")
     if secure and not settings.service_tls_verify:
@@ -446,14 +437,12 @@ def url_secrets(url: str) -> list[str]:
 
 
 def header_secrets(value: str) -> list[str]:
-    """Return a header's value, the credentials in it, and the password in these."""
-    scheme, _, credentials = value.partition(" ")
-    if scheme.lower() not in ("basic", "bearer"):
-        return [value]
+    """Return a header's value, what follows a scheme in it, and a password in that."""
+    scheme, _, sent = value.partition(" ")
     clear = b""
     with contextlib.suppress(ValueError):
-        clear = base64.b64decode(credentials) if scheme.lower() == "basic" else b""
-    return [value, credentials.strip(), clear.decode("utf-8", "replace").partition(":")[2]]
+        clear = base64.b64decode(sent) if scheme.lower() == "basic" else b""
+    return [value, sent.strip(), clear.decode("utf-8", "replace").partition(":")[2]]
 
 
 def escape(text: str) -> str:
@@ -908,10 +897,8 @@ class Peer(HTTPAdapter):
     cookies, proxies and netrc from the environment) must not happen here.
     """
 
-    def __init__(
-        self, url: str, signals: Signals, keep: bool, ca_file: str = "", verify: bool = True
-    ) -> None:
-        """Args: URL that paths are added to; who waits; keep the connection; how to verify it."""
+    def __init__(self, url: str, signals: Signals, keep: bool, ca_file: str | None) -> None:
+        """Args: what paths follow; who waits; keep the connection; CA file (None: no check)."""
         super().__init__()
         parts = urlsplit(url)
         self.url, self.keep = url, keep
@@ -921,8 +908,8 @@ class Peer(HTTPAdapter):
         self.wire = Wire(parts.hostname or "", port, signals)
         if parts.scheme == "https":
             context = PatientTLSContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname = verify
-            context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
+            if ca_file is None:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             context.load_verify_locations(ca_file or requests.utils.DEFAULT_CA_BUNDLE_PATH)
             self.pool: Any = HTTPSConnectionPool(self.wire.host, port, ssl_context=context)
         else:
@@ -1161,11 +1148,11 @@ class Service:
         self.settings = settings
         # Each probe has a connection of its own: a kept one would occupy a server with one worker,
         # hold up its shutdown, and go on looking healthy when it takes no new ones.
-        trust = settings.service_ca_file, settings.service_tls_verify
-        self.peer = Peer(settings.health_url, signals, False, *trust)
+        ca_file = settings.service_ca_file if settings.service_tls_verify else None
+        self.peer = Peer(settings.health_url, signals, False, ca_file)
         self.wire = Wire(settings.service_host, settings.service_port, signals)  # of a tcp check
         self.headers = {"Connection": "close"}
-        self.headers_mark: tuple[int, ...] | None = ()  # of their file, when it was last read
+        self.headers_mark: tuple[int, ...] = ()  # of their file, when it was last read
         self.problem = "no answer yet"
         self.seen = False
         self.told: dict[str, str] = {}
@@ -1184,8 +1171,7 @@ class Service:
 
     def answers(self) -> bool:
         """Tell whether the health endpoint answers 2xx; note what it tells, if it is all there."""
-        if self.settings.service_health_headers_file:
-            self.take_headers()
+        self.take_headers()
         timeout = self.settings.service_health_timeout
         answer = self.peer.exchange("GET", "", self.headers, b"", timeout)
         if not answer.ok or answer.late:
@@ -1206,35 +1192,32 @@ class Service:
             return False
         return True
 
-
     def take_headers(self) -> None:
-        """Read the headers of the probe where their file has changed."""
-        path, mark = self.settings.service_health_headers_file, None
+        """Read the headers of a probe again where their file has changed."""
+        path, mark = self.settings.service_health_headers_file, (0, 0, 0)
         with contextlib.suppress(OSError):
             stat = os.stat(path)
-            mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        if mark == self.headers_mark:
+            mark = stat.st_mtime_ns, stat.st_size, stat.st_ino
+        if not path or mark == self.headers_mark:
             return
         self.headers_mark = mark
         try:
-            headers = read_headers(path)
+            self.headers = {"Connection": "close"} | read_headers(path)
         except (OSError, ValueError) as error:
-            words = "cannot be read, the headers stay as they were"
-            log.warning("SERVICE_HEALTH_HEADERS_FILE %s: %s", words, say_plain(error))
-            return
-        for value in headers.values():
+            name = "SERVICE_HEALTH_HEADERS_FILE"
+            log.warning("%s cannot be read, the headers stay: %s", name, say_plain(error))
+        for value in itertools.islice(self.headers.values(), 1, None):
             keep_secret(*header_secrets(value))
-        self.headers = headers | {"Connection": "close"}
 
     def say_hint(self, answer: Answer) -> str:
         """Say so where something that never answered http looks as if it spoke TLS."""
         odd = isinstance(answer.failure, ConnectionResetError | http.client.BadStatusLine)
         told = answer.status == 400 and b"HTTPS" in answer.body
-        if self.seen or self.settings.health_url.startswith("https:") or not (odd or told):
+        if self.seen or isinstance(self.peer.pool, HTTPSConnectionPool) or not (odd or told):
             return ""
         own = self.settings.service_health_endpoint.startswith("/")
-        fix = "set SERVICE_SCHEME to https" if own else "begin SERVICE_HEALTH_ENDPOINT with https://"
-        return f" (this looks like a TLS port: {fix})"
+        fix = "SCHEME to https" if own else "HEALTH_ENDPOINT to an https URL"
+        return f" (this looks like a TLS port: set SERVICE_{fix})"
 
 
 def health_metadata(health: Mapping[str, Any]) -> dict[str, str]:
@@ -1588,11 +1571,9 @@ class Agent:
 
 # -------------------------------------------------------------------------------- before the start
 
-# What may help where a probe's problem begins like this; {} is the setting with the port.
-FIXES = {
-    "connection refused": "is it up, and does it listen on more than 127.0.0.1? Check {}",
-    "no answer within": "is it slow? Set SERVICE_HEALTH_TIMEOUT, or check {}",
-    "name look-up failed": "check {}",
+FIXES = {  # what may help where a probe's problem begins like this
+    "connection refused": "is it up, not on 127.0.0.1 alone, and the port right? Check {}",
+    "no answer within": "is it slow, or the address wrong? Set SERVICE_HEALTH_TIMEOUT or {}",
     "404|405|3..": "set SERVICE_HEALTH_ENDPOINT to its health check",
     "401|403": "set SERVICE_HEALTH_HEADERS_FILE to a file with the headers that it wants",
     "certificate refused": "set SERVICE_CA_FILE to a file with its authority",
@@ -1609,48 +1590,49 @@ class Check:
 
     def run(self) -> int:
         """Print what is fine and what is not. Returns the exit code: 0 or 1. Raises Stop."""
-        settings, wire = self.settings, self.service.peer.wire
-        for line in [f", but {doubt}" for doubt in doubts(settings)] or [""]:
-            log.info("settings: fine%s", line)
-        known = self.look_up("SERVICE_HOST", self.service.wire, settings.service_health_timeout)
-        if known or wire.host != self.service.wire.host:
+        settings, service, registry = self.settings, self.service, self.registry
+        for doubt in doubts(settings) or [""]:
+            self.tell("settings", "", doubt and f"but {doubt}")
+        known = self.look_up("SERVICE_HOST", service.wire, settings.service_health_timeout)
+        if known or service.peer.wire.host != service.wire.host:
             self.probe()
-        if self.look_up("REGISTRY_URL", self.registry.peer.wire, settings.registry_timeout):
-            reply = self.registry.look(settings.registry_timeout)
+        if self.look_up("REGISTRY_URL", registry.peer.wire, settings.registry_timeout):
+            reply = registry.look(settings.registry_timeout)
             found = f"{settings.service_name} is {'' if reply.meaning == ACCEPTED else 'not '}there"
-            fix = "" if "REGISTRY_URL" in reply.advice else "; is it up? Check REGISTRY_URL"
-            failed = reply.advice + fix if reply.meaning == FAILED else ""
-            self.tell(f"list of {say_value(settings.registry_url)}", failed, found)
-        sent = f"that of {settings.token_name} will be sent; a look cannot prove that it is right"
-        has_token = settings.registry_token_file or settings.token()
-        log.info("token: %s", sent if has_token else "none is set, and none will be sent")
+            fix = "" if "REGISTRY_URL" in reply.advice else "; is it up, and REGISTRY_URL right?"
+            problem = reply.advice + fix if reply.meaning == FAILED else ""
+            self.tell(f"list of {say_value(settings.registry_url)}", problem, found)
+        token = "none is set, and none will be sent"
+        if settings.registry_token_file or settings.token():
+            token = f"{settings.token_name} will be sent; a look cannot prove that it is right"
+        log.info("token: %s", token)
         return 0 if self.fine else 1
 
-    def tell(self, what: str, problem: str, detail: str = "") -> bool:
-        """Print a line about one thing, and tell whether it is fine."""
-        fine = "fine" + (f", {detail}" if detail else "")
-        log.info("%s: %s", what, f"not fine: {problem}" if problem else fine)
+    def tell(self, what: str, problem: str, detail: str = "") -> None:
+        """Print a line about one thing: that it is fine, or what is wrong."""
+        detail = f"fine, {detail}" if detail else "fine"
+        log.info("%s: %s", what, f"not fine: {problem}" if problem else detail)
         self.fine = self.fine and not problem
-        return not problem
 
     def look_up(self, variable: str, wire: Wire, timeout: float) -> bool:
         """Look a name up, and tell whether it is known."""
         wire.begin(timeout)
+        found = problem = ""
         try:
-            found, problem = f"at {wire.addresses()[0][4][0]}", ""
+            found = f"at {wire.addresses()[0][4][0]}"
         except Exception as error:
-            found, problem = "", f"{say_failure(error)}; share its network, or check {variable}"
-        return self.tell(f"{variable}, {wire.host}", problem, found)
+            problem = f"{say_failure(error)}; share its network, or check {variable}"
+        self.tell(f"{variable}, {wire.host}", problem, found)
+        return not problem
 
     def probe(self) -> None:
         """Probe the service once."""
-        service, settings = self.service, self.settings
-        problem = "" if service.probe() else service.problem
+        settings, kind = self.settings, self.settings.service_health_check
+        problem = "" if self.service.probe() else self.service.problem
+        own = kind != "http" or settings.service_health_endpoint.startswith("/")
         fix = next((fix for start, fix in FIXES.items() if re.match(start, problem)), "")
         if fix and "looks like" not in problem:
-            own = settings.health_url != settings.service_health_endpoint
             problem += "; " + fix.format("SERVICE_PORT" if own else "SERVICE_HEALTH_ENDPOINT")
-        kind = settings.service_health_check
         where = settings.health_url if kind == "http" else settings.endpoint
         self.tell(f"{kind} probe of {say_value(where)}", problem)
 
@@ -1658,21 +1640,13 @@ class Check:
 # ----------------------------------------------------------------------------------------- main
 
 USAGE = """usage: agent.py [--check | --version | --help]
-Keeps the service beside it registered in a service registry. All settings are environment
-variables. --check has one look at them, the service and the registry, and says what is not fine:
-it exits with 0 where all is, with 1 where something is not, with 2 where a setting is bad."""
-
-
-def say_usage(arguments: Sequence[str]) -> int:
-    """Print what the arguments ask for; return the exit code."""
-    texts = {"--version": VERSION, "--help": USAGE}
-    known = len(arguments) == 1 and arguments[0] in texts
-    print(texts[arguments[0]] if known else USAGE, file=sys.stdout if known else sys.stderr)
-    return 0 if known else 2
+Keeps the service beside it registered in a registry. All settings are environment variables.
+--check looks at them, at the service and at the registry, changes nothing, and says what is wrong;
+its exit code is 0 where all is fine, 1 where something is not, 2 where a setting is bad."""
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Do what the arguments ask for, by default run the agent.
+    """Do what the arguments ask for; without any, run the agent.
 
     Returns the exit code: 0 stopped, or all is fine; 1 a bug, or something is not fine; 2 bad
     settings or arguments; 130 a check was interrupted.
@@ -1682,7 +1656,9 @@ def main(arguments: Sequence[str] = ()) -> int:
         pass
     checks = list(arguments) == ["--check"]
     if arguments and not checks:
-        return say_usage(arguments)
+        text = {"--version": VERSION, "--help": USAGE}.get(" ".join(arguments))
+        print(text or USAGE, file=sys.stdout if text else sys.stderr)
+        return 0 if text else 2
     signals = Signals()
     signals.install()
     handler = Log()
@@ -1694,16 +1670,21 @@ def main(arguments: Sequence[str] = ()) -> int:
         for problem in error.args:
             log.error("Bad setting: %s", say_problem(*problem))
         return 2
+    if not checks:
+        handler.set_up(settings.log_level, settings.log_format == "json")
+    return work(Check if checks else Agent, settings, signals)
+
+
+def work(kind: type[Agent | Check], settings: Settings, signals: Signals) -> int:
+    """Run the agent, or a check. Returns the exit code."""
     keep_secret(*(getattr(settings, name.lower()) for name in TOKEN_VARIABLES))
     keep_secret(*url_secrets(settings.registry_url), *url_secrets(settings.service_health_endpoint))
-    try:
-        if checks:
-            return Check(settings, signals).run()
-        handler.set_up(settings.log_level, settings.log_format == "json")
+    if kind is Agent:
         log.info("Registry sidecar starts: version %s, %s", VERSION, say_settings(settings))
         for line in doubts(settings):
             log.warning("%s", line)
-        return Agent(settings, signals).run()
+    try:
+        return kind(settings, signals).run()
     except Stop:  # of a check
         return 130
     except Exception:

@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--tls", default="0", choices=("0", "1"), help="1: the image is to have TLS")
     parser.add_argument("--version", required=True, help="what the image's label says")
     options = parser.parse_args()
-    labelled = Check("agent.py has the VERSION of the Dockerfile", (*AGENT, "--version"), says=(options.version,))
+    labelled = Check("agent has the VERSION of the Dockerfile", (*AGENT, "--version"), says=(options.version,))
     checks = [labelled, *CHECKS, *(TLS if options.tls == "1" else PLAIN)]
     failures = [failure(options.root, check) for check in checks]
     for text in filter(None, failures):

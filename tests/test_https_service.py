@@ -163,7 +163,7 @@ def test_a_health_url_at_a_tls_port_is_told_by_its_own_name(registry: Registry, 
     with ToyService() as management:
         management.play("health", "reset", times=FOREVER)
         with Sidecar(registry, service, SERVICE_HEALTH_ENDPOINT=f"{management.url}/health") as sidecar:
-            sidecar.wait_for("looks like a TLS port: begin SERVICE_HEALTH_ENDPOINT with https://")
+            sidecar.wait_for("looks like a TLS port: set SERVICE_HEALTH_ENDPOINT to an https URL")
 
 
 def test_credentials_of_a_health_url_are_sent_to_the_service_alone(registry: Registry) -> None:
@@ -256,7 +256,7 @@ def test_headers_that_can_be_read_no_more_stay_as_they_were_and_that_is_told_onc
     settings = {"SERVICE_HEALTH_HEADERS_FILE": str(file), "HEARTBEAT_INTERVAL": 0.2}
     with Guarded("X-Key", "yes") as service, Sidecar(registry, service, **settings) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
-        told = "SERVICE_HEALTH_HEADERS_FILE cannot be read, the headers stay as they were: "
+        told = "SERVICE_HEALTH_HEADERS_FILE cannot be read, the headers stay: "
         file.unlink()
         sidecar.wait_for(f"{told}.*No such file")
         sidecar.wait_for("Heartbeat accepted", sidecar.count("Heartbeat accepted") + 3)

@@ -166,7 +166,7 @@ def context(tmp_path: Path) -> Path:
 def test_a_label_with_another_version_than_the_agent_stops_the_build(images: Images, context: Path) -> None:
     dockerfile = context / "Dockerfile"
     dockerfile.write_text(dockerfile.read_text().replace(f"VERSION={agent.VERSION}", "VERSION=9.9.9"))
-    with pytest.raises(BuildError, match="smoke: agent.py has the VERSION of the Dockerfile"):
+    with pytest.raises(BuildError, match="smoke: agent has the VERSION of the Dockerfile"):
         images.build("mislabelled", context)
 
 

@@ -1,4 +1,4 @@
-"""An https registry or service: the TLS variant registers with it, or says why not; the default variant names the way out."""
+"""An https registry, an https service: the TLS variant speaks with them, or says why not; the default one names it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_an_https_service_is_verified_by_its_own_authority(lab: Lab, tls_image: 
     registry = lab.registry()
     lab.run(lab.peer_image, ["python", "/opt/peers/service.py", "--host", "0.0.0.0", "--port", "8443",
                              "--tls", "/tls/cert.pem", "/tls/key.pem"], "service", volumes=volumes)  # fmt: skip
-    settings = {"SERVICE_PORT": 8443, "SERVICE_SCHEME": "https", "HEARTBEAT_INTERVAL": 2}
+    settings = {"SERVICE_PORT": "8443", "SERVICE_SCHEME": "https"}
     strange = lab.sidecar({"image": tls_image}, alias="strange", **settings)
     strange.wait_for("Waiting for the service at https://service:8443: certificate refused: unable to get local issuer")
     assert registry.record() is None
