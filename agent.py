@@ -1076,8 +1076,9 @@ class Registry:
         answer = self.ask("GET", "/services", timeout)
         names = answer.json() if answer.ok else None
         if not isinstance(names, list):
-            advice = self.say_advice(answer, FAILED)
-            advice = f"GET /services does not tell whether the record is there: {advice}"
+            odd = answer.ok and not answer.is_page  # such as a list of more than 64 KB
+            why = answer.say() if odd else self.say_advice(answer, FAILED)
+            advice = f"GET /services does not tell whether the record is there: {why}"
             return Reply(FAILED, answer.status > 0, answer.say(), advice)
         if self.settings.service_name not in names:
             said = "heartbeats are accepted, but GET /services does not list it"
@@ -1598,7 +1599,8 @@ class Check:
             self.probe()
         if self.look_up("REGISTRY_URL", registry.peer.wire, settings.registry_timeout):
             reply = registry.look(settings.registry_timeout)
-            found = f"{settings.service_name} is {'' if reply.meaning == ACCEPTED else 'not '}there"
+            listed = "already" if reply.meaning == ACCEPTED else "not yet"
+            found = f"{settings.service_name} is {listed} listed"
             fix = "" if "REGISTRY_URL" in reply.advice else "; is it up, and REGISTRY_URL right?"
             problem = reply.advice + fix if reply.meaning == FAILED else ""
             self.tell(f"list of {say_value(settings.registry_url)}", problem, found)

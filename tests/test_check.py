@@ -68,7 +68,7 @@ def test_all_is_well(place: Place) -> None:
         "SERVICE_HOST, 127.0.0.1: fine, at 127.0.0.1",
         f"http probe of {place.service.url}/health: fine",
         "REGISTRY_URL, 127.0.0.1: fine, at 127.0.0.1",
-        f"list of {place.registry.url}: fine, {NAME} is not there",
+        f"list of {place.registry.url}: fine, {NAME} is not yet listed",
         "token: none is set, and none will be sent",
     ]
     assert place.service.count("health") == 1
@@ -78,7 +78,7 @@ def test_a_name_that_is_registered_already_is_told(place: Place) -> None:
     with Sidecar(place.registry, place.service) as sidecar:
         sidecar.wait_registered()
         lines = run_agent(place.settings, "--check").stdout.splitlines()
-        assert f"list of {place.registry.url}: fine, {NAME} is there" in lines
+        assert f"list of {place.registry.url}: fine, {NAME} is already listed" in lines
 
 
 def test_the_service_is_down(place: Place) -> None:

@@ -58,7 +58,7 @@ def test_a_look_before_the_start(lab: Lab) -> None:
     registry, service = lab.registry(), lab.service()
     lines = {
         0: ["settings: fine", "SERVICE_HOST, service: fine, at ", "http probe of http://service:8080/health: fine",
-            "REGISTRY_URL, registry: fine, at ", "list of http://registry:8888: fine, osint_service is not there",
+            "REGISTRY_URL, registry: fine, at ", "list of http://registry:8888: fine, osint_service is not yet listed",
             "token: none is set, and none will be sent"],
         1: ["settings: fine", "SERVICE_HOST, nobody: not fine: name look-up failed: Name does not resolve; share its",
             "REGISTRY_URL, nowhere: not fine: name look-up failed: Name does not resolve; share its",
