@@ -25,6 +25,8 @@ from peers.server import Exchange, Peer
 from peers.service import ToyService
 from stage import Stage
 
+import agent
+
 SERVICE, REGISTRY = "service.test", "registry.test"  # the names on a stage
 HERE, THERE, DEAD, DEAD_TOO = (f"127.0.0.{number}" for number in (11, 12, 13, 14))
 PROMISE = 3.0  # seconds, for a stop
@@ -136,6 +138,25 @@ def test_where_all_addresses_are_dead_the_deadline_holds(
         code, seconds = sidecar.stop()
         assert code == 0
         assert seconds < PROMISE
+
+
+class SamePort(agent.PatientSocket):
+    """A socket that gets the port it connects to, as an ephemeral one does now and then."""
+
+    def connect_ex(self, place: tuple[str, int], /) -> int:
+        self.bind(place)
+        return super().connect_ex(place)
+
+
+def test_a_connection_that_meets_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind((HERE, 0))
+        port = free.getsockname()[1]
+    wire = agent.Wire(HERE, port, agent.Signals())
+    wire.begin(5)
+    monkeypatch.setattr(agent, "PatientSocket", SamePort)
+    with pytest.raises(ConnectionRefusedError):
+        wire.open()
 
 
 # ---- ordinary answers that look unusual: long header lines, answers before the answer

@@ -14,6 +14,7 @@ from peers.faults import FAULTS
 from peers.registry import Registry
 from peers.server import Exchange, Peer
 from peers.service import ToyService
+from stage import Stage
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -153,6 +154,22 @@ def test_waiting_is_told_once(registry: Registry) -> None:
         wait_until(lambda: service.count() >= 8, 30)
         assert sidecar.count("Waiting for the service") == 1
         assert len(sidecar.lines) <= 3
+
+
+def test_a_service_that_stays_away_is_told_of_every_half_minute(registry: Registry) -> None:
+    """The clock jumps over the pauses between the probes."""
+    with ToyService(healthy=False) as service:
+        sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=30, INITIAL_WAIT_TIMEOUT=86400)
+        Stage(sidecar, jumping=True)
+        with sidecar:
+            sidecar.wait_for("Waiting for the service", times=4)
+            assert service.count() > 3 * 15  # one every second or two
+            service.healthy = True
+            sidecar.wait_for("Heartbeat accepted")
+            service.healthy = False
+            sidecar.wait_for("Service is DOWN for", times=3)
+        told = re.findall(r"Service is DOWN for (\d+) s: 503", sidecar.log)[:3]
+        assert all(29 <= int(now) - int(then) <= 35 for then, now in zip(["0", *told], told, strict=False))
 
 
 # ---- what peers say

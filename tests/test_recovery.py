@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from harness import FOREVER, NAME, Sampler, Sidecar, wait_until
 from peers.registry import Registry
+from peers.server import Exchange
 from peers.service import ToyService
 
 INTERVAL = 2.0
@@ -333,3 +334,19 @@ def test_a_kept_connection_closed_at_that_very_moment_costs_no_heartbeat(
         sidecar.wait_for("Heartbeat accepted", times=3)
         assert registry.count("heartbeat") >= beats + 3  # one of them twice
         assert not sidecar.count("WARNING")
+
+
+def test_an_answer_that_broke_off_is_no_reason_to_send_at_once_again(
+    registry: Registry, service: ToyService
+) -> None:
+    """The registry was there, and has perhaps done what it was asked to."""
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=1) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        registry.play("heartbeat", cut_off_in_the_status)
+        sidecar.wait_for(r"WARNING Heartbeat failed \(attempt 1\)")
+        sidecar.wait_for("Heartbeat accepted", times=2)
+
+
+def cut_off_in_the_status(exchange: Exchange) -> None:
+    exchange.close_connection = True
+    exchange.raw(b"HTTP/1.1 2")

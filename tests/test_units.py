@@ -9,8 +9,10 @@ import json
 import math
 import random
 import re
+import socket
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -379,3 +381,54 @@ def test_success_is_neither_lost_nor_refused(status: int, said: str) -> None:
 def test_any_text_is_a_host_or_not_and_a_token_or_not(text: str) -> None:
     assert not is_host(text) or (text.isascii() and text.isprintable() and " " not in text)
     assert bool(re.fullmatch(TOKEN[0], text)) == all("!" <= char <= "~" for char in text)
+
+
+# ---- an agent of which only the clock is a test's
+
+
+class Clock:
+    """Stands still but for the sleeps, which it notes."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.sleeps: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(round(seconds, 6))
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("interval", "sleeps"), [("30", [1, 1, 0.5]), ("0.5", [0.5] * 5)])
+def test_the_first_wait_ends_on_time_and_probes_at_least_once_an_interval(
+    tmp_path: Path, interval: str, sleeps: list[float]
+) -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        settings = agent.read_settings({
+            "SERVICE_NAME": "osint",
+            "SERVICE_HOST": "127.0.0.1",
+            "SERVICE_PORT": str(nobody_listens.getsockname()[1]),
+            "HEARTBEAT_INTERVAL": interval,
+            "INITIAL_WAIT_TIMEOUT": "2.5",
+            "HEARTBEAT_FILE": str(tmp_path / "heartbeat"),
+        })
+        clock = Clock()
+        signals = agent.Signals(clock.sleep)
+        subject = agent.Agent(settings, signals, lambda: clock.now, lambda _low, high: high)
+        assert subject.waiting() == subject.registering
+    assert clock.sleeps == sleeps
+
+
+def test_a_fleet_started_together_does_not_look_for_its_records_together() -> None:
+    signals, uniform = agent.Signals(), random.Random(7).uniform
+    fleet = [agent.Agent(SETTINGS, signals, lambda: 0.0, uniform).record for _ in range(200)]
+    assert {record.beats for record in fleet} == set(range(agent.LOOK_EVERY))
+
+
+@pytest.mark.parametrize(
+    ("left", "timeout"), [(60, 10), (31, 10), (15, 5), (3, 1), (1, 1), (-9, 1)]
+)
+def test_one_of_several_requests_gets_a_third_of_what_the_record_has_left(left: float, timeout: float) -> None:
+    record = agent.Agent(SETTINGS, agent.Signals(), lambda: 100.0).record
+    record.accepted_at = 100.0 + left - 2 * SETTINGS.heartbeat_interval
+    assert record.short_timeout() == timeout

@@ -413,7 +413,8 @@ def test_a_heartbeat_file_that_could_not_be_written_is_tried_again_within_second
     ("variables", "warned"),
     [
         ({}, False),
-        ({"SERVICE_HEALTH_RETRIES": "4"}, False),
+        ({"SERVICE_HEALTH_RETRIES": "8"}, False),
+        ({"SERVICE_HEALTH_RETRIES": "9"}, True),  # 63 s
         ({"SERVICE_HEALTH_RETRIES": "100"}, True),
         ({"SERVICE_HEALTH_RETRIES": "6", "SERVICE_HEALTH_TIMEOUT": "15"}, True),
     ],
