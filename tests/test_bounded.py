@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from harness import FOREVER, NAME, Sampler, Sidecar, wait_until
@@ -143,7 +143,7 @@ def test_where_all_addresses_are_dead_the_deadline_holds(
 class SamePort(agent.PatientSocket):
     """A socket that gets the port it connects to, as an ephemeral one does now and then."""
 
-    def connect_ex(self, place: tuple[str, int], /) -> int:
+    def connect_ex(self, place: Any, /) -> int:
         self.bind(place)
         return super().connect_ex(place)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -22,6 +23,15 @@ def test_registering_while_the_registry_is_unreachable_is_healthy_and_not_ready(
     with Sidecar(Registry(), service) as sidecar:
         sidecar.wait_health(r"^registry unreachable for \d+ s \(attempt \d+\): connection refused\n$")
         sidecar.wait_health(r"^not ready: registry unreachable", 1, "--ready")
+
+
+def test_registering_and_stopping_are_shown(registry: Registry, service: ToyService) -> None:
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=30) as sidecar:
+        registry.play("register", "hang")  # for a third of the interval
+        sidecar.wait_health(r"^registering for \d+ s$")
+        sidecar.wait_registered(timeout=30)
+        assert sidecar.stop()[0] == 0
+        assert re.search(r"stopping for \d+ s$", sidecar.health()[1])
 
 
 def test_a_registry_that_answers_errors_is_told_with_what_it_said(registry: Registry, service: ToyService) -> None:

@@ -7,6 +7,7 @@ import email.utils
 import itertools
 import json
 import math
+import os
 import random
 import re
 import socket
@@ -20,6 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import agent
+import healthcheck
 from agent import (
     ACCEPTED,
     FAILED,
@@ -432,3 +434,22 @@ def test_one_of_several_requests_gets_a_third_of_what_the_record_has_left(left: 
     record = agent.Agent(SETTINGS, agent.Signals(), lambda: 100.0).record
     record.accepted_at = 100.0 + left - 2 * SETTINGS.heartbeat_interval
     assert record.short_timeout() == timeout
+
+
+def test_the_heartbeat_file_is_written_where_it_must_say_more_and_not_for_nothing(tmp_path: Path) -> None:
+    path, clock = str(tmp_path / "heartbeat"), Clock()
+
+    def promise(seconds: float) -> tuple[bool, str]:
+        life.promise(seconds)
+        return healthcheck.judge(healthcheck.read(path), clock.now + seconds + agent.GRACE)
+
+    life = agent.SignOfLife(path, lambda: clock.now)
+    life.show("waiting", clock.now)
+    assert promise(60)[0]
+    clock.sleep(50)
+    assert promise(60)[0]  # the same sentence for longer
+    life.show("down", clock.now)
+    assert "service down" in promise(1)[1]  # another sentence, though the old one would hold
+    os.remove(path)
+    life.promise(1)
+    assert not os.path.exists(path)  # nothing to be said
