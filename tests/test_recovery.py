@@ -323,6 +323,20 @@ def test_a_service_dead_during_an_outage_is_not_registered_when_the_registry_ret
         sidecar.wait_registered(times=2)
 
 
+def test_a_repeated_heartbeat_waits_for_no_probe_and_the_next_slot_probes_again(
+    registry: Registry, service: ToyService
+) -> None:
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        registry.play("heartbeat", "status_500")
+        sidecar.wait_for("Heartbeat failed")
+        probes = service.count()
+        sidecar.wait_for("Heartbeat accepted", times=2)
+        assert service.count() == probes
+        sidecar.wait_for("Heartbeat accepted", times=3)
+        assert service.count() > probes
+
+
 @pytest.mark.parametrize("fault", ["close", "reset"])
 def test_a_kept_connection_closed_at_that_very_moment_costs_no_heartbeat(
     registry: Registry, service: ToyService, fault: str

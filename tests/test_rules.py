@@ -84,6 +84,7 @@ def test_a_look_that_tells_nothing_stops_no_heartbeat(look: str, refusal: str) -
             beats = registry.count("heartbeat")
             wait_until(lambda: registry.count("heartbeat") >= beats + 6, 8, "heartbeats stopped")
     assert not sampler.absences
+    assert registry.count("list") <= 2  # none after each heartbeat
     assert operations(registry).count("register") <= 1 + registry.count("list")
 
 
@@ -305,6 +306,15 @@ def test_a_probe_that_tells_nothing_leaves_what_is_known(
             assert record is not None
             assert (kind, record["metadata"], registry.count("register")) == (kind, known, 1)
         assert not sidecar.count("Health probe|Service has changed")
+
+
+def test_a_health_body_that_does_not_end_in_time_is_a_failed_probe(
+    registry: Registry, service: ToyService
+) -> None:
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_registered()
+        service.play("health", "drip_body", times=FOREVER)
+        sidecar.wait_for("Health probe 1 of 3 failed: 200, then the body did not end in time")
 
 
 # ---- only what was accepted is taken back
