@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
+import select
 import signal
 import socket
 import sys
@@ -19,6 +21,8 @@ import pytest
 from harness import FOREVER, NAME, Sampler, Sidecar, odd_lines, wait_until
 from peers.registry import Registry
 from peers.service import ToyService
+
+import agent
 
 LOSS = re.compile(r"(\d+) lines of the log were dropped")
 PIPE = 8192  # bytes; a pipe of one page alone would be full with any line in it
@@ -220,3 +224,25 @@ def flags(pid: int) -> int:
     found = re.search(r"flags:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/1").read_text())
     assert found is not None
     return int(found[1], 8)
+
+
+def test_a_count_that_was_lost_with_its_line_is_told_with_the_next() -> None:
+    """As behind a full disk, or a reader that went away and was replaced."""
+    nobody, broken = os.pipe()
+    os.close(nobody)
+    reader, writer = os.pipe()
+    handler = agent.Log()
+    try:
+        for file in (broken, writer):
+            handler.file, handler.poller = file, select.poll()
+            handler.poller.register(file, select.POLLOUT)
+            for _ in range(3):
+                handler.emit(logging.makeLogRecord({"msg": "words", "levelname": "INFO"}))
+        lines = os.read(reader, 4096).decode().splitlines()
+    finally:
+        for file in (broken, reader, writer):
+            os.close(file)
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "WARNING 3 lines of the log were dropped, since nobody read them",
+        *["INFO words"] * 3,
+    ]

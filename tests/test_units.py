@@ -344,6 +344,9 @@ WRONG_TOKEN = detail(500, "Registration failed: 401: Invalid registry token")
     ("answer", "meaning"),
     [
         (OK, ACCEPTED),
+        (Answer(200, {"Content-Type": "Text/HTML; charset=utf-8"}, b"Welcome"), FAILED),
+        (Answer(200, body=b"\n<p>Welcome"), FAILED),
+        (Answer(200, body=b"\xef\xbb\xbf<p>Welcome"), FAILED),
         (DOWN, FAILED),
         (UNKNOWN, LOST),
         (WRONG_TOKEN, REFUSED),

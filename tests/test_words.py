@@ -216,6 +216,7 @@ def test_a_value_without_quotes_is_not_told_of_any() -> None:
 UTF_16 = {
     "little-endian": codecs.BOM_UTF16_LE + f"{SECRET}\r\n".encode("utf-16-le"),
     "big-endian": codecs.BOM_UTF16_BE + f"{SECRET}\r\n".encode("utf-16-be"),
+    "without a mark": f"{SECRET}\r\n".encode("utf-16-le"),
 }
 WITH_MARK = codecs.BOM_UTF8 + f"{SECRET}\r\n".encode()
 
