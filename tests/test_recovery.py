@@ -329,12 +329,14 @@ def test_a_repeated_heartbeat_waits_for_no_probe_and_the_next_slot_probes_again(
     with Sidecar(registry, service) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
         registry.play("heartbeat", "status_500")
-        sidecar.wait_for("Heartbeat failed")
+        failed = sidecar.wait_for("Heartbeat failed")
         probes = service.count()
         sidecar.wait_for("Heartbeat accepted", times=2)
         assert service.count() == probes
         sidecar.wait_for("Heartbeat accepted", times=3)
         assert service.count() > probes
+    # The wait of one or two seconds is for an interval of 30 s: here it is a fifteenth of that.
+    assert float(failed.split("next in ")[1].removesuffix(" s")) <= 0.2
 
 
 @pytest.mark.parametrize("fault", ["close", "reset"])
