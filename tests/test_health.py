@@ -75,6 +75,16 @@ def test_readiness_ends_two_intervals_after_the_last_accepted_heartbeat(
         sidecar.wait_health("^not ready: registry failing", 1, "--ready")
 
 
+def test_readiness_ends_with_the_record_while_probes_hold_up_the_heartbeats(
+    registry: Registry, service: ToyService
+) -> None:
+    settings = {"HEARTBEAT_INTERVAL": 1, "SERVICE_HEALTH_RETRIES": 100}
+    with Sidecar(registry, service, **settings) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        service.healthy = False
+        sidecar.wait_health("^not ready: registered, last heartbeat", 1, "--ready")
+
+
 def test_through_a_service_outage_healthy_and_not_ready(registry: Registry, service: ToyService) -> None:
     with Sidecar(registry, service) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
