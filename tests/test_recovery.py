@@ -304,6 +304,10 @@ def test_a_new_version_after_a_quick_restart_is_registered(registry: Registry, s
         record = registry.record(NAME)
         assert record is not None
         assert record["metadata"] == {"version": "1.0.1", "status": "healthy"}
+        registered = registry.count("register")
+        beats = registry.count("heartbeat")
+        wait_until(lambda: registry.count("heartbeat") > beats, why="no heartbeat after it")
+        assert registry.count("register") == registered
 
 
 def test_a_service_dead_during_an_outage_is_not_registered_when_the_registry_returns(
@@ -350,6 +354,14 @@ def test_a_kept_connection_closed_at_that_very_moment_costs_no_heartbeat(
         sidecar.wait_for("Heartbeat accepted", times=3)
         assert registry.count("heartbeat") >= beats + 3  # one of them twice
         assert not sidecar.count("WARNING")
+
+
+def test_a_new_connection_that_is_closed_at_once_is_a_failed_attempt(
+    registry: Registry, service: ToyService
+) -> None:
+    registry.play("register", "close")
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_for(r"Registration failed \(attempt 1\): .*connection closed without an answer")
 
 
 def test_an_answer_that_broke_off_is_no_reason_to_send_at_once_again(

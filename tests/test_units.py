@@ -372,6 +372,15 @@ def test_what_an_answer_to_a_heartbeat_means(answer: Answer, meaning: str) -> No
     assert (reply.meaning, reply.reached) == (meaning, answer is not DOWN)
 
 
+def test_a_registry_that_has_answered_before_brings_no_hint_about_its_port() -> None:
+    registry = Answered(DOWN)
+    assert "8888 is its port" in registry.heartbeat(10).advice
+    registry.answer = OK
+    registry.heartbeat(10)
+    registry.answer = DOWN
+    assert "8888 is its port" not in registry.heartbeat(10).advice
+
+
 @given(st.integers(0, 999), any_text)
 def test_success_is_neither_lost_nor_refused(status: int, said: str) -> None:
     answer = detail(status, said)
