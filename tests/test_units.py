@@ -433,10 +433,11 @@ def test_the_first_wait_ends_on_time_and_probes_at_least_once_an_interval(
     assert clock.sleeps == sleeps
 
 
-def test_a_fleet_started_together_does_not_look_for_its_records_together() -> None:
+def test_a_fleet_started_together_neither_beats_nor_looks_for_its_records_together() -> None:
     signals, uniform = agent.Signals(), random.Random(7).uniform
     fleet = [agent.Agent(SETTINGS, signals, lambda: 0.0, uniform).record for _ in range(200)]
     assert {record.beats for record in fleet} == set(range(agent.LOOK_EVERY))
+    assert {record.phase // 5 for record in fleet} == set(range(6))  # of an interval of 30 s
 
 
 @pytest.mark.parametrize(
