@@ -357,3 +357,13 @@ def test_no_character_of_unicode_controls_the_log() -> None:
         said = agent.say_plain("".join(map(chr, range(start, min(start + few, sys.maxunicode + 1)))))
         assert said.isprintable()
         assert len(said) < 200
+
+
+def test_a_service_that_says_the_token_before_it_was_ever_sent_brings_it_into_no_log(
+    registry: Registry, service: ToyService
+) -> None:
+    token = "5f1e0c9ab7d2-before"
+    service.play("health", ["status", 503, {"detail": f"my token is {token}"}], times=FOREVER)
+    with Sidecar(registry, service, REGISTRY_TOKEN=token) as sidecar:
+        sidecar.wait_for(r"Waiting for the service .*my token is \*\*\*$")
+        assert token not in sidecar.log
