@@ -7,7 +7,7 @@ One loop; each state is a method of `Agent` that blocks, and returns the state t
                     ^             |
                     +-- the record is lost, the registry unreachable
 
-SIGTERM or SIGINT in any state leads to `stop`: deregister, exit 0. `--check` only looks.
+SIGTERM or SIGINT in any state leads to `stop`: deregister, drain, exit 0. `--check` only looks.
 
 Nothing waits without a bound, and each bound stands where the waiting is done: `Signals` is the
 only place that waits, and every byte from a peer passes through a `PatientSocket`. No signal
@@ -71,6 +71,8 @@ import healthcheck
 VERSION = "1.0.0"  # the Dockerfile's is held to it
 REGISTRY_TTL = 60.0  # seconds without a heartbeat after which the registry drops a record
 LONGEST_DURATION = 86400.0  # seconds
+GRACE_PERIOD = 10.0  # seconds from SIGTERM to SIGKILL, by default, of Docker and Compose
+STOP_TIMEOUT = 1.5  # seconds for the last exchange; the whole stop has 3, and DRAIN_SECONDS
 MAX_METADATA = 256  # characters of a metadata value
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 NAME = "(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", (
@@ -262,6 +264,7 @@ class Settings(NamedTuple):
     heartbeat_interval: float = setting("30", parse_number, float, 0.01, LONGEST_DURATION)
     initial_wait_timeout: float = setting("60", parse_number, float, 0, LONGEST_DURATION)
     deregister_on_exit: bool = setting("true", parse_truth)
+    drain_seconds: float = setting("0", parse_number, float, 0, LONGEST_DURATION)
     heartbeat_file: str = setting(healthcheck.DEFAULT_PATH, parse_heartbeat_file)
     log_level: str = setting("INFO", parse_choice, LOG_LEVELS)
     log_format: str = setting("text", parse_choice, ("text", "json"))
@@ -328,10 +331,11 @@ def read_settings(variables: Mapping[str, str]) -> Settings:
     )
 
 
-def doubts(settings: Settings) -> list[str]:
-    """Return a line for each setting that works, but hardly as its author meant."""
+def doubts_of_time(settings: Settings) -> list[str]:
+    """Return the doubts about durations."""
     lines = []
     interval, retries = settings.heartbeat_interval, settings.service_health_retries
+    drain = settings.drain_seconds
     if 2 * interval > REGISTRY_TTL:
         lines.append(
             f"HEARTBEAT_INTERVAL={interval:g}: the registry forgets a service after"
@@ -344,6 +348,16 @@ def doubts(settings: Settings) -> list[str]:
             f"SERVICE_HEALTH_RETRIES={retries}: so many probes can take {longest:.0f} s, and the"
             f" record expires after {2 * interval:g} s; set it lower, or SERVICE_HEALTH_TIMEOUT"
         )
+    if drain and not settings.deregister_on_exit:
+        lines.append(f"DRAIN_SECONDS={drain:g}: of no use while DEREGISTER_ON_EXIT=false")
+    elif drain + STOP_TIMEOUT > GRACE_PERIOD:
+        lines.append(f"DRAIN_SECONDS={drain:g}: needs stop_grace_period: {drain + 3:g}s (else 10s)")
+    return lines
+
+
+def doubts(settings: Settings) -> list[str]:
+    """Return a line for each setting that works, but hardly as its author meant."""
+    lines = doubts_of_time(settings)
     if not re.fullmatch("[a-z0-9_-]{3,64}", settings.service_name):
         convention = "names are by convention 3 to 64 lowercase letters, digits, _ and -"
         lines.append(f"SERVICE_NAME={settings.service_name}: {convention}")
@@ -615,11 +629,15 @@ class Signals:
             raise Stop
 
     def ignore(self) -> None:
-        """From now on SIGTERM and SIGINT change nothing: the agent exits anyway."""
+        """Until `heed`, SIGTERM and SIGINT change nothing: the agent exits anyway."""
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         with contextlib.suppress(BlockingIOError):
             self.wakeup.recv(4096)
         self.stopping = False
+
+    def heed(self) -> None:
+        """Take signals again, those too that have come since `ignore`."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def pause(self, duration: float) -> None:
         """Sleep so many seconds. Raises Stop.
@@ -1415,9 +1433,15 @@ class Record:
 
 # ------------------------------------------------------------------------------------ the agent
 
-STOP_TIMEOUT = 1.5  # seconds for the last exchange; the whole stop has 3
+CUT_OFF = 120.0  # seconds with nothing but loopback, after which the network will not come back
+# What every network namespace has: loopback, and the tunnels of some kernels.
+BARE = "lo|(tunl|gre|gretap|erspan|ip_vti|ip6_vti|sit|ip6tnl|ip6gre)0"
 
 State = Callable[[], Any]  # blocks, and returns the state that follows
+
+
+class CutOffError(Exception):
+    """The network is gone for good; the message is for the log."""
 
 
 class Agent:
@@ -1435,13 +1459,20 @@ class Agent:
         self.service = Service(settings, signals)
         self.registry = Registry(settings, signals)
         self.record = Record(self.registry, self.service, self.life, clock, uniform)
+        # When the network was found to be lost; infinite while there is one, or never was.
+        self.cut_off_at = math.inf
+        self.had_network = False
+        self.check_network()
 
     def run(self) -> int:
-        """Go from state to state until a signal comes; return the exit code."""
+        """Go from state to state until a signal comes; return the exit code, 1 if cut off."""
         state: State = self.waiting
         try:
             while True:
                 state = state()
+        except CutOffError as error:
+            log.error("%s", error)
+            return 1
         except Stop:
             return self.stop()
 
@@ -1530,10 +1561,24 @@ class Agent:
             reply = self.registry.deregister(STOP_TIMEOUT)
             if reply.meaning == ACCEPTED:
                 log.info("Service deregistered")
+                self.drain()
             else:
                 failed = "Deregistration failed: %s; the record expires by itself"
                 log.warning(failed, reply.advice)
         return 0
+
+    def drain(self) -> None:
+        """Live on, so that callers notice before the service goes. Another signal ends it."""
+        duration = self.settings.drain_seconds
+        if not duration:
+            return
+        log.info("Draining for %s; another signal ends it", say_seconds(duration))
+        self.life.show("draining", self.clock())
+        with contextlib.suppress(Stop):
+            self.life.promise(duration)
+            self.signals.heed()
+            self.signals.pause(duration)
+        self.signals.ignore()
 
     # What the states do
 
@@ -1559,7 +1604,11 @@ class Agent:
         return min(self.uniform(1.0, 2.0), self.settings.heartbeat_interval)
 
     def pause(self, duration: float) -> None:
-        """Sleep; try again to write a heartbeat file that cannot be written. Raises Stop."""
+        """Sleep; try again to write a heartbeat file that cannot be written.
+
+        Raises Stop and CutOffError.
+        """
+        self.check_network()
         end = self.clock() + max(duration, 0.0)
         exchanges = self.settings.service_health_timeout + self.settings.registry_timeout
         while True:
@@ -1568,6 +1617,24 @@ class Agent:
             if not self.life.fails or left <= GRACE / 2:
                 return self.signals.pause(left)
             self.signals.pause(GRACE / 2)
+
+    def check_network(self) -> None:
+        """Raise CutOffError where there was a network, and for CUT_OFF seconds is none.
+
+        So it goes where the container that lent its network has restarted: it has a new one.
+        """
+        with contextlib.suppress(OSError):
+            names = (name for _, name in socket.if_nameindex())
+            if not all(re.fullmatch(BARE, name) for name in names):
+                self.had_network, self.cut_off_at = True, math.inf
+            elif self.had_network:
+                self.cut_off_at = min(self.cut_off_at, self.clock())
+        lost = self.clock() - self.cut_off_at
+        if lost >= CUT_OFF and not self.signals.stopping:
+            raise CutOffError(
+                f"Network lost: nothing but loopback for {lost:.0f} s;"
+                " exit 1, so that the restart policy brings the sidecar into the new network"
+            )
 
 
 # -------------------------------------------------------------------------------- before the start
@@ -1650,8 +1717,8 @@ its exit code is 0 where all is fine, 1 where something is not, 2 where a settin
 def main(arguments: Sequence[str] = ()) -> int:
     """Do what the arguments ask for; without any, run the agent.
 
-    Returns the exit code: 0 stopped, or all is fine; 1 a bug, or something is not fine; 2 bad
-    settings or arguments; 130 a check was interrupted.
+    Returns the exit code: 0 stopped, or all is fine; 1 a bug, no network, or something is not
+    fine; 2 bad settings or arguments; 130 a check was interrupted.
     """
     # What is closed of stdin, stdout and stderr is opened, or a socket would get the log's number.
     while os.open("/", os.O_RDONLY) <= 2:

@@ -31,6 +31,7 @@ SENTENCES = {
     "failing": "registry failing for {age} (attempt {attempt}): {reason}",
     "down": "service down for {age}: {reason}",
     "stopping": "stopping for {age}",
+    "draining": "deregistered, draining for {age}",
 }
 
 

@@ -45,6 +45,7 @@ DEFAULTS = {
     "HEARTBEAT_INTERVAL": "30",
     "INITIAL_WAIT_TIMEOUT": "60",
     "DEREGISTER_ON_EXIT": "true",
+    "DRAIN_SECONDS": "0",
     "HEARTBEAT_FILE": "/tmp/heartbeat",
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
@@ -182,6 +183,7 @@ BAD = [
     Bad("INITIAL_WAIT_TIMEOUT", "-0.1", "set it to seconds from 0 to 86400"),
     Bad("INITIAL_WAIT_TIMEOUT", "forever", "set it to seconds from 0 to 86400"),
     Bad("DEREGISTER_ON_EXIT", "maybe", "set it to one of true, yes, on, 1, false, no, off, 0"),
+    Bad("DRAIN_SECONDS", "3s", "set it to seconds from 0 to 86400"),
     Bad("LOG_LEVEL", "LOUD", "set it to one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
     Bad("LOG_FORMAT", "xml", "set it to one of text, json"),
 ]
@@ -356,6 +358,7 @@ GOOD: dict[str, dict[str, object]] = {
     "DEREGISTER_ON_EXIT": {
         "true": True, "Yes": True, "ON": True, "1": True, "false": False, "No": False, "off": False, "0": False,
     },
+    "DRAIN_SECONDS": {"0": 0.0, "2.5": 2.5, "86400": 86400.0},
     "HEARTBEAT_FILE": {"/run/heartbeat": "/run/heartbeat", "with blank": "with blank"},
     "LOG_LEVEL": {"debug": "DEBUG", "Warning": "WARNING", "CRITICAL": "CRITICAL"},
     "LOG_FORMAT": {"JSON": "json", "text": "text"},
@@ -414,6 +417,7 @@ def test_every_setting_reaches_the_start_line_and_the_record(tmp_path: Path) -> 
             "HEARTBEAT_INTERVAL": "8.5",
             "INITIAL_WAIT_TIMEOUT": "7",
             "DEREGISTER_ON_EXIT": "no",
+            "DRAIN_SECONDS": "8.5",
             "HEARTBEAT_FILE": str(tmp_path / "beat"),
             "LOG_LEVEL": "info",
             "LOG_FORMAT": "Text",
@@ -531,6 +535,20 @@ def test_a_doubtful_setting_is_warned_of(variables: dict[str, str], doubt: str |
     lines = doubts(read(**variables))
     assert len(lines) == bool(doubt)
     assert all(re.match(str(doubt), line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("drain", "deregister", "words"),
+    [
+        ("8.5", "true", None),
+        ("9", "true", "DRAIN_SECONDS=9: needs stop_grace_period: 12s (else 10s)"),
+        ("9", "false", "DRAIN_SECONDS=9: of no use while DEREGISTER_ON_EXIT=false"),
+        ("0", "false", None),
+    ],
+)
+def test_a_drain_that_docker_would_cut_short_is_warned_of(drain: str, deregister: str, words: str | None) -> None:
+    lines = doubts(read(DRAIN_SECONDS=drain, DEREGISTER_ON_EXIT=deregister))
+    assert lines == [words] * bool(words)
 
 
 def test_a_ca_file_without_https_is_warned_of() -> None:

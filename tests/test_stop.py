@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import AGENT, FOREVER, NAME, ROOT, Sidecar, environment, wait_until
+from harness import AGENT, FOREVER, NAME, ROOT, Sidecar, environment, odd_lines, wait_until
 from peers.registry import Registry
 from peers.service import ToyService
 from stage import Stage
@@ -142,6 +142,102 @@ def test_deregistration_can_be_switched_off(registry: Registry, service: ToyServ
         assert_stops(sidecar)
     assert registry.count("deregister") == 0
     assert registry.record(NAME)
+
+
+# ---- the drain
+
+
+def test_it_lives_on_after_the_deregistration_and_says_so(registry: Registry, service: ToyService) -> None:
+    with Sidecar(registry, service, DRAIN_SECONDS=2) as sidecar:
+        sidecar.wait_registered()
+        sidecar.process.terminate()
+        sidecar.wait_for("Draining for 2 s; another signal ends it")
+        assert registry.record(NAME) is None
+        assert sidecar.count("Service deregistered") == 1
+        sidecar.wait_health("^deregistered, draining for [0-2] s")
+        assert sidecar.health("--ready")[0] == 1
+        beats = registry.count("heartbeat"), registry.count("register")
+        assert sidecar.wait() == 0
+        assert 1.9 < time.monotonic() - sidecar.times[-1] < 2 + PROMISE
+        assert (registry.count("heartbeat"), registry.count("register")) == beats
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_another_signal_ends_the_drain(registry: Registry, service: ToyService, number: int) -> None:
+    with Sidecar(registry, service, DRAIN_SECONDS=60) as sidecar:
+        sidecar.wait_registered()
+        sidecar.process.terminate()
+        sidecar.wait_for("Draining for 60 s")
+        assert_stops(sidecar, number)
+
+
+def test_a_signal_during_the_deregistration_ends_the_drain_but_not_that(
+    registry: Registry, service: ToyService
+) -> None:
+    registry.play("deregister", ["slow", 0.7])
+    with Sidecar(registry, service, DRAIN_SECONDS=60) as sidecar:
+        sidecar.wait_registered()
+        sidecar.process.terminate()
+        sidecar.wait_for("Stopping")
+        assert_stops(sidecar)
+        assert sidecar.count("Service deregistered") == 1
+    assert registry.record(NAME) is None
+
+
+@pytest.mark.parametrize("why", ["off", "failed", "never registered"])
+def test_no_drain_where_nothing_was_deregistered(registry: Registry, service: ToyService, why: str) -> None:
+    if why == "never registered":
+        registry.play("register", "status_503", times=FOREVER)
+    with Sidecar(registry, service, DRAIN_SECONDS=60, DEREGISTER_ON_EXIT=str(why != "off")) as sidecar:
+        sidecar.wait_for("Registration failed" if why == "never registered" else "Starting heartbeat loop")
+        if why == "failed":
+            registry.stop()
+        assert_stops(sidecar)
+        assert not sidecar.count("Draining")
+
+
+# ---- a lost network: a namespace whose only device is taken away (Linux, root); two minutes are skipped
+
+
+@contextlib.contextmanager
+def isolated(*devices: str) -> Iterator[Sidecar]:
+    """Yield a sidecar that sees nothing but loopback and these devices, and waits for what never comes."""
+    needed = [shutil.which(name) for name in ("unshare", "nsenter", "ip")]
+    trial = ["unshare", "--net", "ip", "link", "add", "eth0", "type", "bridge"]
+    if not all(needed) or subprocess.run(trial, capture_output=True).returncode != 0:
+        pytest.skip("needs unshare(1), nsenter(1) and ip(8) with network namespaces")
+    sidecar = Sidecar(None, None, INITIAL_WAIT_TIMEOUT=86400, HEARTBEAT_INTERVAL=30)
+    Stage(sidecar, jumping=True)
+    script = f'for device in {" ".join(devices)}; do ip link add "$device" type bridge || exit; done; exec "$@"'
+    sidecar.python = ["unshare", "--net", "sh", "-c", script, "sh", sys.executable, "-I"]
+    with sidecar:
+        sidecar.wait_for("Waiting for the service")
+        yield sidecar
+
+
+def take_away(sidecar: Sidecar, device: str) -> None:
+    command = ["nsenter", "--target", str(sidecar.pid), "--net", "ip", "link", "delete", device]
+    subprocess.run(command, check=True)
+
+
+def test_a_network_that_is_gone_for_two_minutes_ends_it_with_exit_code_1() -> None:
+    with isolated("eth0", "tunl0") as sidecar:
+        before = sidecar.count("Waiting")
+        sidecar.wait_for("Waiting", times=before + 10)  # ten minutes
+        take_away(sidecar, "eth0")
+        assert sidecar.wait() == 1
+        assert "ERROR Network lost: nothing but loopback for 12" in sidecar.lines[-1]
+        assert odd_lines(sidecar.lines) == []
+
+
+@pytest.mark.parametrize("devices", [[], ["tunl0", "sit0"], ["eth0", "eth1"]], ids=str)
+def test_it_stays_where_there_never_was_a_network_or_another_is_left(devices: list[str]) -> None:
+    with isolated(*devices) as sidecar:
+        if "eth1" in devices:
+            take_away(sidecar, "eth1")
+        before = sidecar.count("Waiting")
+        sidecar.wait_for("Waiting", times=before + 10)
+        assert_stops(sidecar)
 
 
 # ---- a name look-up that hangs: a DNS server of the test's own that never answers

@@ -155,6 +155,7 @@ IN_QUOTES = {  # values that would be right without the quotes
     "HEARTBEAT_INTERVAL": "30",
     "INITIAL_WAIT_TIMEOUT": "60",
     "DEREGISTER_ON_EXIT": "false",
+    "DRAIN_SECONDS": "3",
     "HEARTBEAT_FILE": "/tmp/heartbeat",
     "LOG_LEVEL": "DEBUG",
     "LOG_FORMAT": "text",
