@@ -8,7 +8,9 @@
 # a final FROM of some Alpine would break as soon as its musl is older than the builder's.
 # What is published somewhere says where it comes from: --build-arg REVISION=… --build-arg SOURCE=https://…
 ARG VERSION=1.0.0
-FROM python:3.11-alpine AS builder
+# Another base, such as one by its digest: --build-arg BASE=python:3.11-alpine@sha256:…
+ARG BASE=python:3.11-alpine
+FROM $BASE AS builder
 # The classic builder leaves this stage behind; docker image prune --filter label=vertice-registry-sidecar=builder
 LABEL vertice-registry-sidecar=builder
 WORKDIR /build
