@@ -11,7 +11,7 @@ from bench.run import Row
 from containers.compose import unavailable
 from harness import ROOT
 
-TINY = run.Scale(heartbeats=40, repeats=1, rounds=40)
+TINY = run.Scale(heartbeats=40, repeats=1, rounds=40, sidecars=2, seconds=2.0)
 NOW = [Version(ROOT)]
 NOW_AND_BEFORE = NOW * 2
 

@@ -15,7 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from containers.engine import RUN, Images, MissingError, connect, sweep, unique
+from containers.engine import (
+    HARDENED,
+    RUN,
+    SECOND,
+    Images,
+    MissingError,
+    connect,
+    remove_container,
+    sweep,
+    unique,
+    wait_until,
+)
 from docker.models.containers import Container
 from harness import ROOT, Sidecar
 
@@ -28,6 +39,10 @@ DOCKER_RUN = (
 )  # fmt: skip
 
 
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
+STARTED = b"Starting heartbeat loop"
+
+
 class NotMeasuredError(Exception):
     """A figure cannot be had here; the words say why."""
 
@@ -35,10 +50,41 @@ class NotMeasuredError(Exception):
 # ---- what is read of a process
 
 
-def resident(pid: int) -> int:
+def resident(pid: int, field: str = "Rss") -> int:
     """Return the resident memory of a process in bytes. Raises OSError."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(re.findall(r"^Rss: +(\d+) kB", text, re.MULTILINE)[0]) * 1024
+    return int(re.findall(rf"^{field}: +(\d+) kB", text, re.MULTILINE)[0]) * 1024
+
+
+def proportional(pid: int) -> int:
+    """Return the same with what several processes share counted in parts (PSS). Raises OSError."""
+    return resident(pid, "Pss")
+
+
+def stat(pid: int) -> tuple[str, int, float, float]:
+    """Return a process's name, its parent, CPU seconds of its own, and of the children that ended."""
+    name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(") ")
+    fields = rest.split()
+    own, ended = (sum(map(int, fields[at : at + 2])) / TICKS for at in (11, 13))
+    return name, int(fields[1]), own, ended
+
+
+def host_cpu(pids: list[int]) -> float:
+    """Return the CPU seconds so far of these containers' processes, of their shims and the engine.
+
+    A health check is a child of the shim, as is the engine's runc for it.
+    """
+    shims = {stat(pid)[1] for pid in pids}
+    own_net = os.readlink("/proc/self/ns/net")
+    engine = set()
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdecimal()):
+        with contextlib.suppress(OSError):  # it has ended
+            here = os.readlink(f"/proc/{pid}/ns/net") == own_net  # no engine of other tests
+            if here and stat(pid)[0] in ("dockerd", "containerd"):
+                engine.add(pid)
+    if not engine:
+        raise NotMeasuredError("the engine's processes are not to be seen from here")
+    return sum(stat(pid)[2] for pid in pids) + sum(sum(stat(pid)[2:]) for pid in shims | engine)
 
 
 def descriptors(pid: int) -> int:
@@ -207,6 +253,38 @@ class Image(Version):
     def fast_agent(self, **settings: Any) -> Contained:
         """Return it; `options` are those of `docker run`."""
         return Contained(self.images, self.tag, "/bench/fast_agent.py", "/app", **settings)
+
+
+@contextlib.contextmanager
+def run_many(
+    image: Image, number: int, interval: int | None, **settings: Any
+) -> Iterator[list[int]]:
+    """Run so many sidecars, each registered under its own name; yield their processes.
+
+    Args: seconds between two health checks, None for none; settings. Raises NotMeasuredError.
+    """
+    client, containers = image.images.client, []
+    check: dict[str, Any] = {"test": ["NONE"]} if interval is None else {"interval": interval * SECOND}
+    try:
+        for each in range(number):
+            variables = settings | {"SERVICE_NAME": f"bench_{each}", "SERVICE_HOST": "127.0.0.1"}
+            containers.append(
+                client.containers.run(
+                    image.tag, detach=True, name=unique("bench"), labels={RUN: image.images.run},
+                    network_mode="host", healthcheck=check, **HARDENED,
+                    environment={name: str(value) for name, value in variables.items()},
+                )
+            )  # fmt: skip
+        for container in containers:
+            wait_until(lambda: STARTED in container.logs(), 60.0, "no heartbeats")  # noqa: B023
+            container.reload()
+        pids = [int(container.attrs["State"]["Pid"]) for container in containers]
+        if not all(os.path.exists(f"/proc/{pid}") for pid in pids):
+            raise NotMeasuredError("the engine's processes are not to be seen from here")
+        yield pids
+    finally:
+        for container in containers:
+            remove_container(container)
 
 
 @contextlib.contextmanager

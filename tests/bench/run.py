@@ -5,7 +5,7 @@
 --before names another checkout of this project, such as a git worktree of an older commit: every
 figure is measured for it, too, in the same run. Needs Linux. Where a Docker engine and the base
 image are found, the images are built and measured as well. What costs CPU is measured in turn, and
-the median is shown, since machines are noisy. Takes some 10 minutes with --before, --quick two.
+the median is shown, since machines are noisy. Takes some 20 minutes with --before, --quick two.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ from bench.processes import (
     Version,
     build_images,
     descriptors,
+    host_cpu,
+    proportional,
     resident,
+    run_many,
     run_peers,
     seconds_to_end,
 )
@@ -73,6 +76,8 @@ class Scale(NamedTuple):
     heartbeats: int  # for the memory
     repeats: int
     rounds: int  # of probe and heartbeat, in each repeat
+    sidecars: int = 20  # on one host
+    seconds: float = 120.0  # for these
 
 
 FULL = Scale(10_000, 5, 1000)
@@ -312,6 +317,22 @@ def check(agent: Contained, times: int = 10) -> tuple[float, float]:
     return used, bare
 
 
+def host_rows(images: Sequence[Image], peers: Peers, scale: Scale) -> Rows:
+    """What many sidecars cost their host, with the engine's work for their health checks; now only."""
+    for interval in (None, 30, 120):
+        with run_many(images[0], scale.sidecars, interval, **peers.settings) as pids:
+            before = host_cpu(pids)
+            time.sleep(scale.seconds)
+            used = (host_cpu(pids) - before) / len(pids)
+            memory = sum(map(proportional, pids)) / len(pids)
+        check = "off" if interval is None else f"every {interval} s"
+        yield Row(
+            f"each of {scale.sidecars} sidecars on one host in {scale.seconds:g} s,"
+            f" health check {check}: CPU with the engine's share, PSS",
+            [f"{milliseconds(used)}, {memory / 1e6:.1f} MB"],
+        )
+
+
 def fault_rows(images: Sequence[Image], _peers: Peers, _scale: Scale) -> Rows:
     """Every fault of the catalogue, by either side, in a container with little memory."""
     found = at_once(survive, images)
@@ -364,7 +385,7 @@ def control(port: int, **command: object) -> int:
 # ---------------------------------------------------------------------------------- the table
 
 SOURCE_SECTIONS = (wire_rows, round_rows, life_rows, growth_rows, fleet_rows, shape_rows)
-IMAGE_SECTIONS = (size_rows, idle_rows, round_rows, life_rows, growth_rows, fault_rows)
+IMAGE_SECTIONS = (size_rows, idle_rows, round_rows, life_rows, growth_rows, host_rows, fault_rows)
 FAILURES = (AssertionError, OSError, subprocess.SubprocessError, DockerException, BuildError)
 
 Section = Callable[[Sequence[V], Peers, Scale], Rows]

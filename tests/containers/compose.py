@@ -15,7 +15,7 @@ import pytest
 import yaml
 from harness import ROOT, environment
 
-from containers.engine import Lab, Node, remove_container, unique
+from containers.engine import SECOND, Lab, Node, remove_container, unique
 
 TEMPLATE = ROOT / "docker-compose.sidecar-template.yml"
 TEMPLATE_SERVICE = "registry-sidecar"
@@ -169,7 +169,10 @@ class Project:
 
 def check_confinement(node: Node) -> None:
     """Check what compose and Swarm both put in force: in what the engine was told, and inside the container."""
-    host = node.inspect()["HostConfig"]
+    host, config = (node.inspect()[part] for part in ("HostConfig", "Config"))
+    assert node.container.image is not None
+    own = node.container.image.attrs["Config"]["Healthcheck"]
+    assert config["Healthcheck"] == own | {"Interval": SECOND}  # HEALTH_OFTEN changes nothing else
     assert host["ReadonlyRootfs"] is True
     assert host["CapDrop"] == ["ALL"]
     assert host["Memory"] == 64 << 20

@@ -76,17 +76,21 @@ def test_it_passes_every_setting_on(tool: Tool, tmp_path: Path) -> None:
     assert config(tool, tmp_path, **values)["environment"] == values
 
 
-def test_limits_image_and_log_sizes_come_from_the_environment(tool: Tool, tmp_path: Path) -> None:
+def test_limits_image_log_sizes_and_periods_come_from_the_environment(tool: Tool, tmp_path: Path) -> None:
     values = {
         "SIDECAR_IMAGE": "some/image:1",
         "SIDECAR_CPUS": "0.25",
         "SIDECAR_MEMORY": "32M",
         "SIDECAR_LOG_SIZE": "2m",
         "SIDECAR_LOG_FILES": "5",
+        "SIDECAR_STOP_GRACE": "20s",
+        "SIDECAR_HEALTH_INTERVAL": "2m",
     }
     shown = config(tool, tmp_path, **TWO_NAMES, **values)
     assert shown["image"] == "some/image:1"
     assert shown["logging"]["options"] == {"max-size": "2m", "max-file": "5"}
+    assert shown["stop_grace_period"] == "20s"
+    assert shown["healthcheck"] in ({"interval": "2m"}, {"interval": "2m0s"})  # v1 and v2
     limits = shown["deploy"]["resources"]["limits"]
     assert float(limits["cpus"]) == 0.25
     assert limits["memory"] in ("32M", str(32 << 20))  # v1 and v2
@@ -126,9 +130,10 @@ def second_file(tool: Tool, lab: Lab, directory: Path, more: str = HEALTH_OFTEN)
 
 
 def extended(tool: Tool, lab: Lab, directory: Path, more: str = "") -> tuple[Project, list[str]]:
-    """Way 3: three lines in the project's file, which may be followed by more about the sidecar."""
+    """Way 3: four lines in the project's file, of which the last may be replaced."""
     example = header()
-    sidecar = textwrap.indent(example.extends, "  ") + textwrap.indent(more, "    ")
+    *lines, depends_on = example.extends.splitlines()
+    sidecar = textwrap.indent("\n".join([*lines, f"  {more}" if more.strip() else depends_on]) + "\n", "  ")
     files = {
         "docker-compose.yml": "services:\n" + service(lab.peer_image) + sidecar + example.networks,
         "docker-compose.override.yml": override(str(lab.network.name), SIDECAR),

@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 README, GUIDE = "README.md", "INTEGRATION_GUIDE.md"
 TTL, INTERVAL = 8, 4  # seconds; the drill's 60 and 30 scaled down
+HOSTS = (HOST, "vertice-threat-intel")  # in the guide's compose files
 NAMES = (REGISTRY, HOST, SIDECAR)  # the documents' containers: names of the whole engine
 SERVICE_DOCKERFILE = """\
 FROM {peers}
@@ -187,12 +188,12 @@ def test_every_compose_file_in_the_guide_is_valid(tool: Tool, tmp_path: Path) ->
     (tmp_path / "registry_token").write_text("secret\n")
     (tmp_path / ".env").write_text(next(b.text for b in blocks(GUIDE) if b.language == "ini"))
     (tmp_path / "first.yml").write_text(pasted())
-    (tmp_path / "service.yml").write_text(yaml.safe_dump({"services": {HOST: {"image": "vertice-osint"}}}))
+    (tmp_path / "service.yml").write_text(yaml.safe_dump({"services": {host: {"image": "any"} for host in HOSTS}}))
     texts = [b.text for b in blocks(GUIDE) if b.language == "yaml" and "services" in next(yaml.safe_load_all(b.text))]
     assert len(texts) == 3
     for text in texts:
         (tmp_path / "more.yml").write_text(text)
-        names = ["more.yml"] if "\nnetworks:" in text else ["first.yml", "service.yml", "more.yml"]
+        names = ["service.yml", "more.yml"] if "\nnetworks:" in text else ["first.yml", "service.yml", "more.yml"]
         files = [word for name in names for word in ("-f", name)]
         done = run([*tool, *files, "config", "--quiet"], tmp_path)
         assert done.returncode == 0, done.stderr
