@@ -243,10 +243,13 @@ class Lab:
     def run(self, image: str, command: list[str] | None, alias: str, **options: Any) -> Node:
         """Start a container on the network; options are those of the Docker SDK's `containers.run`."""
         endpoint = EndpointConfig(self.client.api.api_version, aliases=[alias])
-        defaults = {"labels": self.labels, "name": unique(alias), "network": self.network.name}
-        container = self.client.containers.create(
-            image, command, networking_config={str(self.network.name): endpoint}, **(defaults | options)
-        )
+        defaults = {
+            "labels": self.labels,
+            "name": unique(alias),
+            "network": self.network.name,
+            "networking_config": {str(self.network.name): endpoint},
+        }
+        container = self.client.containers.create(image, command, **(defaults | options))
         node = Node(container, alias)
         self.nodes.append(node)
         container.start()

@@ -189,6 +189,24 @@ def test_dead_dns(lab: Lab) -> None:
     assert sidecar.stop() == 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_in_the_network_of_a_service_that_restarts(lab: Lab) -> None:
+    """Two minutes after, the sidecar ends, and its restart policy brings it into the service's new network."""
+    registry, service = lab.registry(ttl=60), lab.service()
+    shared = {"network": None, "networking_config": None, "network_mode": f"container:{service.container.id}"}
+    sidecar = lab.sidecar(TIGHT | shared, HEARTBEAT_INTERVAL=30)
+    first = registry.wait_record()["registered_at"]
+    service.container.restart(timeout=1)
+    registry.wait_no_record(timeout=60 + SLACK)
+    assert sidecar.restarts == 0
+    record = registry.wait_record(timeout=120 + SLACK)
+    assert record["registered_at"] > first
+    assert sidecar.restarts == 1
+    assert sidecar.count("ERROR Network lost: nothing but loopback for 1[23][0-9] s; exit 1, ") == 1
+    sidecar.wait_health("healthy", "^registered, last heartbeat")
+
+
 # ---------------------------------------------------------------------------- peers at their worst
 
 

@@ -133,9 +133,20 @@ def test_both_builders_make_the_same(
 
 def test_it_is_built_from_the_base_alone() -> None:
     text = (ROOT / "Dockerfile").read_text()
-    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == [BASE, "scratch"]
+    assert re.findall(r"^(?:FROM|ARG) (\S+)", text, re.MULTILINE)[:2] == [f"BASE={BASE}", "$BASE"]
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["$BASE", "scratch"]
     # A `# syntax=` line fetches an image; the classic builder knows neither mounts nor heredocs.
     assert not re.search(r"^# *syntax|--mount|<<|^ADD |\bapk\b", text, re.MULTILINE)
+
+
+def test_another_base_can_be_named(client: docker.DockerClient, images: Images, image: str) -> None:
+    base = f"{RUN}-base:{images.run}"
+    client.images.get(BASE).tag(base)
+    images.tags.append(base)  # to be removed
+    other = images.build("other-base", ROOT, "--build-arg", f"BASE={base}")
+    assert sizes(client, other).on_disk == sizes(client, image).on_disk
+    with pytest.raises(BuildError, match="/bin/sh"):  # there is nothing in it
+        images.build("baseless", ROOT, "--build-arg", "BASE=scratch")
 
 
 def test_no_file_of_the_build_names_an_architecture() -> None:

@@ -20,6 +20,7 @@ from docker.models.services import Service
 from documents import blocks
 
 from containers.compose import (
+    HEALTH_INTERVAL,
     HEALTH_OFTEN,
     HOST,
     MESSAGES,
@@ -110,6 +111,7 @@ class Stack:
             "HEARTBEAT_INTERVAL": INTERVAL,
             "SIDECAR_IMAGE": lab.sidecar_image,
             "REGISTRY_NETWORK": lab.network.name,
+            "SIDECAR_HEALTH_INTERVAL": HEALTH_INTERVAL,
             **variables,
         }
         self.own = directory / "stack.yml"
