@@ -263,7 +263,9 @@ def test_a_project_by_extends_becomes_a_stack_by_way_of_compose_config(
     find_tool("v2")
     example = header()
     by_task = "    deploy: {endpoint_mode: dnsrr}\n"
-    own = service(lab.peer_image) + by_task + textwrap.indent(example.extends, "  ")
+    *lines, depends_on = example.extends.splitlines(keepends=True)
+    assert "depends_on" in depends_on  # which is not for a stack, as the header says
+    own = service(lab.peer_image) + by_task + textwrap.indent("".join(lines), "  ")
     files = {
         TEMPLATE.name: TEMPLATE.read_text(),
         "docker-compose.yml": f"services:\n{own}{example.networks}",
