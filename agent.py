@@ -1440,10 +1440,6 @@ BARE = "lo|(tunl|gre|gretap|erspan|ip_vti|ip6_vti|sit|ip6tnl|ip6gre)0"
 State = Callable[[], Any]  # blocks, and returns the state that follows
 
 
-class CutOffError(Exception):
-    """The network is gone for good; the message is for the log."""
-
-
 class Agent:
     """Keeps one service registered. Clock (monotonic seconds) and randomness are passed in."""
 
@@ -1459,20 +1455,16 @@ class Agent:
         self.service = Service(settings, signals)
         self.registry = Registry(settings, signals)
         self.record = Record(self.registry, self.service, self.life, clock, uniform)
-        # When the network was found to be lost; infinite while there is one, or never was.
-        self.cut_off_at = math.inf
-        self.had_network = False
+        # When the network was found to be lost: infinite while there is one, NaN if never was.
+        self.cut_off_at = math.nan
         self.check_network()
 
     def run(self) -> int:
-        """Go from state to state until a signal comes; return the exit code, 1 if cut off."""
+        """Go from state to state until a signal comes; return the exit code."""
         state: State = self.waiting
         try:
             while True:
                 state = state()
-        except CutOffError as error:
-            log.error("%s", error)
-            return 1
         except Stop:
             return self.stop()
 
@@ -1604,10 +1596,7 @@ class Agent:
         return min(self.uniform(1.0, 2.0), self.settings.heartbeat_interval)
 
     def pause(self, duration: float) -> None:
-        """Sleep; try again to write a heartbeat file that cannot be written.
-
-        Raises Stop and CutOffError.
-        """
+        """Sleep; try again to write a heartbeat file that cannot be written. Raises Stop."""
         self.check_network()
         end = self.clock() + max(duration, 0.0)
         exchanges = self.settings.service_health_timeout + self.settings.registry_timeout
@@ -1619,22 +1608,18 @@ class Agent:
             self.signals.pause(GRACE / 2)
 
     def check_network(self) -> None:
-        """Raise CutOffError where there was a network, and for CUT_OFF seconds is none.
+        """Exit with code 1 where there was a network, and for CUT_OFF seconds is none.
 
-        So it goes where the container that lent its network has restarted: it has a new one.
+        So it is where the container whose network is shared has restarted: it has a new one.
         """
         with contextlib.suppress(OSError):
-            names = (name for _, name in socket.if_nameindex())
-            if not all(re.fullmatch(BARE, name) for name in names):
-                self.had_network, self.cut_off_at = True, math.inf
-            elif self.had_network:
-                self.cut_off_at = min(self.cut_off_at, self.clock())
+            bare = all(re.fullmatch(BARE, name) for _, name in socket.if_nameindex())
+            self.cut_off_at = min(self.cut_off_at, self.clock()) if bare else math.inf
         lost = self.clock() - self.cut_off_at
         if lost >= CUT_OFF and not self.signals.stopping:
-            raise CutOffError(
-                f"Network lost: nothing but loopback for {lost:.0f} s;"
-                " exit 1, so that the restart policy brings the sidecar into the new network"
-            )
+            fix = "exit 1, so that the restart policy brings the sidecar into the new network"
+            log.error("Network lost: nothing but loopback for %.0f s; %s", lost, fix)
+            raise SystemExit(1)
 
 
 # -------------------------------------------------------------------------------- before the start
