@@ -83,6 +83,12 @@ HEADER = rf"(?!(?i:{FRAMING}):)([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~]*)"
 URL_FIX = "http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
 TOKEN = "[!-~]{0,4095}", "the registry's token: printable ASCII without blanks"
 TOKEN_VARIABLES = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
+CONSUL = {"consul": "http", "consul-tls": "https"}  # schemes of REGISTRY_URL, how it is reached
+CONSUL_KEY, CONSUL_FIX = "(?!consul-)[A-Za-z0-9_-]{1,128}", (
+    "for Consul, set it to at most 64 pairs with values of up to 512 bytes, and keys of letters,"
+    " digits, _ and - that do not begin with consul-"
+)
+RECORD_ID = "([A-Za-z0-9][A-Za-z0-9._:-]{0,254})?", "the record's ID: letters, digits, . _ : and -"
 
 
 class SettingsError(ValueError):
@@ -142,6 +148,27 @@ def load_authorities(path: str) -> Any:
     return None if ssl is None else ssl.create_default_context(cafile=path)
 
 
+def is_consul(url: str) -> bool:
+    """Tell whether the registry at this URL is Consul."""
+    return url.partition("://")[0].lower() in CONSUL
+
+
+def web_url(url: str) -> str:
+    """Return a registry's URL as HTTP has it: consul://HOST is http://HOST:8500."""
+    if not is_consul(url):
+        return url
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    port = "" if re.search(":[0-9]+$", place) else ":8500"
+    return f"{CONSUL[scheme.lower()]}://{place.removesuffix(':')}{port}{slash}{path}"
+
+
+def consul_meta(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what Consul takes of it, the first pairs where there are too many."""
+    keys = [key for key, value in metadata.items() if len(value.encode()) <= 512]
+    return {key: metadata[key] for key in [k for k in keys if re.fullmatch(CONSUL_KEY, k)][:64]}
+
+
 # Parsers: each takes a setting's text and returns its value, or raises ValueError(what to do).
 
 
@@ -196,6 +223,11 @@ def parse_url(text: str, odd: str = r"\\?#", fix: str = URL_FIX) -> str:
     if not sound:
         raise ValueError(f"set it to {fix}")
     parse_scheme(parts.scheme)
+    return text.rstrip("/")
+
+
+def parse_registry(text: str) -> str:
+    parse_url(web_url(text))
     return text.rstrip("/")
 
 
@@ -254,7 +286,8 @@ class Settings(NamedTuple):
     service_health_timeout: float = setting("5", parse_number, float, 0.01, LONGEST_DURATION)
     service_health_retries: int = setting("3", parse_number, int, 1, 100)
     service_metadata: Mapping[str, str] = setting("", parse_pairs)
-    registry_url: str = setting("http://vertice-register-lb:8888", parse_url)
+    service_id: str = setting("", parse_pattern, *RECORD_ID)
+    registry_url: str = setting("http://vertice-register-lb:8888", parse_registry)
     registry_timeout: float = setting("10", parse_number, float, 0.01, LONGEST_DURATION)
     registry_token: str = setting("", parse_pattern, *TOKEN)
     vertice_registry_token: str = setting("", parse_pattern, *TOKEN)
@@ -305,10 +338,7 @@ class Settings(NamedTuple):
 
 
 def read_settings(variables: Mapping[str, str]) -> Settings:
-    """Turn the environment into settings; empty means unset.
-
-    Raises SettingsError that names every problem.
-    """
+    """Return the environment as settings, empty means unset. SettingsError names all problems."""
     values, problems = {}, []
     for field, (default, parse) in Settings._field_defaults.items():
         name = field.upper()
@@ -320,6 +350,9 @@ def read_settings(variables: Mapping[str, str]) -> Settings:
         except ValueError as error:
             hint = "; the quotes are part of the value" if text.strip("'\"") != text else ""
             problems.append((name, text, f"{error}{hint}"))
+    metadata = values.get("service_metadata", {})
+    if is_consul(values.get("registry_url", "")) and consul_meta(metadata) != metadata:
+        problems.append(("SERVICE_METADATA", variables["SERVICE_METADATA"], CONSUL_FIX))
     if problems:
         raise SettingsError(*problems)
     settings = Settings(**values)
@@ -336,7 +369,7 @@ def doubts_of_time(settings: Settings) -> list[str]:
     lines = []
     interval, retries = settings.heartbeat_interval, settings.service_health_retries
     drain = settings.drain_seconds
-    if 2 * interval > REGISTRY_TTL:
+    if 2 * interval > REGISTRY_TTL and not is_consul(settings.registry_url):
         lines.append(
             f"HEARTBEAT_INTERVAL={interval:g}: the registry forgets a service after"
             f" {REGISTRY_TTL:g} s, so one lost heartbeat costs the record;"
@@ -361,8 +394,9 @@ def doubts(settings: Settings) -> list[str]:
     if not re.fullmatch("[a-z0-9_-]{3,64}", settings.service_name):
         convention = "names are by convention 3 to 64 lowercase letters, digits, _ and -"
         lines.append(f"SERVICE_NAME={settings.service_name}: {convention}")
-    if settings.registry_ca_file and not settings.registry_url.lower().startswith("https:"):
-        lines.append("REGISTRY_CA_FILE: of no use while REGISTRY_URL begins with http://")
+    scheme = urlsplit(settings.registry_url).scheme
+    if settings.registry_ca_file and CONSUL.get(scheme, scheme) != "https":
+        lines.append(f"REGISTRY_CA_FILE: of no use while REGISTRY_URL begins with {scheme}://")
     secure = settings.service_health_check == "http" and settings.health_url[:6].lower() == "https:"
     if settings.service_ca_file and not secure:
         lines.append("SERVICE_CA_FILE: of no use while no probe speaks https")
@@ -1050,14 +1084,16 @@ class Registry:
     than it is documented: 500 for a name that it does not know, and 500 for a wrong token.
     """
 
+    TOKEN_HEADER = "X-Registry-Token"
     REFUSAL = "failed: 401:|[Ii]nvalid registry token"
+    truthful = False  # whether an accepted heartbeat proves that the record is there
     PORT_HINT = (
         " (8888 is its port on the host; inside its Docker network it is 80: check REGISTRY_URL)"
     )
 
     def __init__(self, settings: Settings, signals: Signals) -> None:
         self.settings = settings
-        self.peer = Peer(settings.registry_url, signals, True, settings.registry_ca_file)
+        self.peer = Peer(web_url(settings.registry_url), signals, True, settings.registry_ca_file)
         self.token = ""
         self.accepted = False  # whether it has ever taken a request
 
@@ -1114,7 +1150,7 @@ class Registry:
 
     def ask(self, method: str, path: str, timeout: float, content: object = None) -> Answer:
         """Exchange one request."""
-        headers = {"X-Registry-Token": self.token} if self.token else {}
+        headers = {self.TOKEN_HEADER: self.token} if self.token else {}
         body = b""
         if content is not None:
             headers["Content-Type"] = "application/json"
@@ -1151,6 +1187,67 @@ class Registry:
         refused = isinstance(answer.failure, ConnectionRefusedError) and not self.accepted
         hint = self.PORT_HINT if refused and self.peer.wire.port == 8888 else ""
         return f"{where}: {answer.say()}{hint}"
+
+
+class Consul(Registry):
+    """Consul's agent: the same by other requests, with one record for each replica.
+
+    Not known: 500 in versions of before 2022, worded otherwise with ACLs, and 404 since.
+    """
+
+    TOKEN_HEADER = "X-Consul-Token"
+    REFUSAL = "Permission denied|ACL not found"
+    UNKNOWN = "does not have associated TTL|Unknown check|Unknown service"
+    truthful = True
+
+    def __init__(self, settings: Settings, signals: Signals) -> None:
+        super().__init__(settings, signals)
+        names = settings.service_name, settings.service_host, settings.service_port
+        self.id = settings.service_id or "-".join(map(str, names))
+
+    def register(self, metadata: Mapping[str, str], timeout: float) -> Reply:
+        self.take_token()
+        settings = self.settings
+        meta = consul_meta({**settings.service_metadata, **metadata})  # what a user set comes first
+        for key in metadata.keys() - meta.keys():
+            log.warning("%s is left out of the record: Consul takes no such metadata", key)
+        record = {
+            "ID": self.id,
+            "Name": settings.service_name,
+            "Address": settings.service_host,
+            "Port": settings.service_port,
+            "Meta": meta,
+            "Check": {
+                "TTL": f"{max(2 * settings.heartbeat_interval, 2):g}s",
+                "Status": "passing",  # or it would be critical until the first heartbeat
+                "DeregisterCriticalServiceAfter": "1m",  # Consul takes no less
+            },
+        }
+        path = "/v1/agent/service/register?replace-existing-checks=true"
+        return self.judge(self.ask("PUT", path, timeout, record))
+
+    def heartbeat(self, timeout: float) -> Reply:
+        return self.find(LOST, self.ask("PUT", f"/v1/agent/check/pass/service:{self.id}", timeout))
+
+    def deregister(self, timeout: float) -> Reply:
+        answer = self.ask("PUT", f"/v1/agent/service/deregister/{self.id}", timeout)
+        return self.find(ACCEPTED, answer)
+
+    def look(self, timeout: float) -> Reply:
+        self.take_token()  # for Consul may keep its records from others
+        return self.find(LOST, self.ask("GET", f"/v1/agent/service/{self.id}", timeout))
+
+    def find(self, unknown: str, answer: Answer) -> Reply:
+        """Return what an answer means; `unknown`, where Consul does not know the record."""
+        old = answer.status == 500 and re.search(self.UNKNOWN, answer.message())
+        if answer.status == 404 or old:
+            return Reply(unknown, True, answer.say())
+        return self.judge(answer)
+
+
+def choose_registry(settings: Settings, signals: Signals) -> Registry:
+    """Return what speaks with the registry at REGISTRY_URL."""
+    return (Consul if is_consul(settings.registry_url) else Registry)(settings, signals)
 
 
 # ---------------------------------------------------------------------------------- the service
@@ -1395,6 +1492,8 @@ class Record:
         The heartbeats go on whatever comes of it, for the look may be wrong; where the name is
         missing and cannot be registered, the next heartbeat is followed by another look.
         """
+        if self.registry.truthful:
+            return
         self.beats += 1
         if self.beats % LOOK_EVERY:
             return
@@ -1453,7 +1552,7 @@ class Agent:
         self.settings, self.signals, self.clock, self.uniform = settings, signals, clock, uniform
         self.life = SignOfLife(settings.heartbeat_file, clock)
         self.service = Service(settings, signals)
-        self.registry = Registry(settings, signals)
+        self.registry = choose_registry(settings, signals)
         self.record = Record(self.registry, self.service, self.life, clock, uniform)
         # When the network was found to be lost: infinite while there is one, NaN if never was.
         self.cut_off_at = math.nan
@@ -1639,7 +1738,7 @@ class Check:
 
     def __init__(self, settings: Settings, signals: Signals) -> None:
         self.settings, self.fine = settings, True
-        self.service, self.registry = Service(settings, signals), Registry(settings, signals)
+        self.service, self.registry = Service(settings, signals), choose_registry(settings, signals)
 
     def run(self) -> int:
         """Print what is fine and what is not. Returns the exit code: 0 or 1. Raises Stop."""
@@ -1654,7 +1753,7 @@ class Check:
             listed = "already" if reply.meaning == ACCEPTED else "not yet"
             found = f"{settings.service_name} is {listed} listed"
             fix = "" if "REGISTRY_URL" in reply.advice else "; is it up, and REGISTRY_URL right?"
-            problem = reply.advice + fix if reply.meaning == FAILED else ""
+            problem = reply.advice + fix if reply.meaning in (FAILED, REFUSED) else ""
             self.tell(f"list of {say_value(settings.registry_url)}", problem, found)
         token = "none is set, and none will be sent"
         if settings.registry_token_file or settings.token():

@@ -3,6 +3,7 @@
 #   sh tests/run.sh        what a change needs: the tests that are neither slow nor on Docker
 #   sh tests/run.sh all    all tests, with coverage, as CI does
 # Docker tests are skipped where no engine or base image is found, and say so; with REQUIRE_DOCKER=1 that is a failure.
+# Those on a real Consul are skipped where none is on the PATH; REQUIRE_CONSUL=1 makes that a failure.
 set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . tests/venv.sh

@@ -25,6 +25,7 @@ FIGURES = "tests/FIGURES.md"
 # The commands outside the blocks that tests/containers/test_documents.py types in: what runs them.
 RUN_ELSEWHERE = {
     "sh tests/demo.sh": "tests/test_demo.py",
+    "sh tests/demo.sh --consul": "tests/test_demo.py",
     "sh tests/run.sh": "this very run",
     "sh tests/run.sh all": "CI",
     "docker build -t vertice-registry-sidecar:latest .": "tests/containers/test_image.py",
