@@ -4,11 +4,14 @@ Each step shows what a user would look at: the agent's log, the record in the re
 checks the outcome in the registry itself. Exit code 0: everything worked; 1: something did not, and the last line says
 what; 128 + n: ended by signal n. Nothing is left behind in any case.
 
+With --consul the registry is a real Consul, where a `consul` is on the PATH.
+
 Needs an interpreter that has requests, for the agent; `sh tests/demo.sh` sees to that.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import http.client
 import io
@@ -24,7 +27,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from harness import NAME, ROOT, Sidecar, wait_until
@@ -139,7 +142,7 @@ class Program:
         process, self.process = self.process, None
         process.kill()
         said, _ = process.communicate()
-        return said
+        return said or ""
 
     def ask(self, method: str, path: str, payload: object = None) -> tuple[int, Any]:
         """Send one request; return the status and the body, decoded where it is JSON. Raises StepError."""
@@ -155,13 +158,47 @@ class Program:
         return response.status, json.loads(body) if body.startswith(("{", "[")) else body
 
 
+class ConsulProgram(Program):
+    """A real Consul for development: without data, and ready within a second or two."""
+
+    def __init__(self) -> None:
+        super().__init__("consul", ToyService().port)
+        self.serf, self.rpc = ToyService().port, ToyService().port
+
+    def start(self, *_options: str) -> None:
+        program = shutil.which("consul")
+        if program is None:
+            raise StepError("there is no consul on the PATH")
+        ports = {"http": self.port, "serf-lan": self.serf, "server": self.rpc, "serf-wan": -1, "dns": -1, "grpc": -1}
+        self.process = subprocess.Popen(
+            [program, "agent", "-dev", *(f"-{name}-port={port}" for name, port in ports.items())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
+        try:
+            wait_until(self.is_ready, PATIENCE, every=0.1)
+        except AssertionError as error:
+            raise StepError(f"consul does not start: {error}") from None
+
+    def is_ready(self) -> bool:
+        """Tell whether it has a leader."""
+        with contextlib.suppress(StepError):
+            return bool(self.ask("GET", "/v1/catalog/service/consul")[1])
+        return False
+
+
 class Demo:
     """The story. Each step is a method, and needs those before it."""
+
+    REFRESHED = "last_heartbeat is later than registered_at"
 
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
         self.signals: list[int] = []  # those that came; looked at in every wait, so that nothing is left half done
-        self.registry = Program("registry.py")
+        self.registry: Program = Program("registry.py")
         self.service = Program("service.py")
         self.agent: Agent | None = None
         self.step = "set-up"
@@ -199,7 +236,7 @@ class Demo:
         agent = Agent(
             self.screen,
             HEARTBEAT_INTERVAL=f"{INTERVAL:g}",
-            REGISTRY_URL=self.registry.url,
+            REGISTRY_URL=self.registry_url,
             SERVICE_PORT=self.service.port,
         )
         self.agent = agent.start()
@@ -216,14 +253,13 @@ class Demo:
         self.wait("heartbeats keep the record alive", lambda: self.count("heartbeat") > 1 and self.is_refreshed())
         self.show_record()
         self.wait_health(r"^registered, last heartbeat")
-        self.screen.passed("heartbeats keep the record alive: last_heartbeat is later than registered_at")
+        self.screen.passed(f"heartbeats keep the record alive: {self.REFRESHED}")
 
     def record_is_lost(self) -> None:
         registered_at = self.wait("there is a record to lose", self.record)["registered_at"]
         refused = self.refused_heartbeats()
         began = time.monotonic()
-        self.registry.ask("POST", "/_control", {"forget": NAME})
-        self.screen.command(f"""curl -d '{{"forget": "{NAME}"}}' {self.registry.url}/_control""")
+        self.forget()
         self.wait("the record is back", lambda: (self.record() or {}).get("registered_at", "") > registered_at)
         seconds = time.monotonic() - began
         self.show_record()
@@ -317,10 +353,20 @@ class Demo:
         said = self.wait(f"the health check says '{pattern}' with exit code 0", line)
         self.screen.command("python healthcheck.py; echo $?", f"{said}\n0")
 
+    @property
+    def registry_url(self) -> str:
+        """What REGISTRY_URL is set to."""
+        return self.registry.url
+
     def record(self) -> Any:
         """Return the service's record in the registry, None where there is none."""
         status, body = self.registry.ask("GET", f"/services/{NAME}")
         return body if status == 200 else None
+
+    def forget(self) -> None:
+        """Have the registry lose the record."""
+        self.registry.ask("POST", "/_control", {"forget": NAME})
+        self.screen.command(f"""curl -d '{{"forget": "{NAME}"}}' {self.registry.url}/_control""")
 
     def is_refreshed(self) -> bool:
         """Tell whether a heartbeat has come since the registration, by the times in the record."""
@@ -344,11 +390,60 @@ class Demo:
         return int(found[1]) if found else 0
 
 
+class ConsulDemo(Demo):
+    """The same story with Consul. It counts no requests, so the agent's log does."""
+
+    REFRESHED = "it has passed for longer than its TTL"
+    COUNTED: ClassVar = {"register": "registered succ", "heartbeat": "Heartbeat acc", "deregister": "deregistered$"}
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(screen)
+        self.registry = ConsulProgram()
+
+    @property
+    def registry_url(self) -> str:
+        return f"consul://127.0.0.1:{self.registry.port}"
+
+    def found(self) -> dict[str, Any]:
+        """Return what those who look for the service get, nothing where it does not pass."""
+        _, records = self.registry.ask("GET", f"/v1/health/service/{NAME}?passing")
+        return dict(records[0]["Service"]) if isinstance(records, list) and records else {}
+
+    def record(self) -> Any:
+        record = self.found()
+        if not record:
+            return None
+        endpoint, index = f"http://{record['Address']}:{record['Port']}", record["CreateIndex"]
+        return {"endpoint": endpoint, "metadata": record["Meta"], "registered_at": f"{index:012}"}
+
+    def forget(self) -> None:
+        path = f"/v1/agent/service/deregister/{self.found()['ID']}"
+        self.registry.ask("PUT", path)
+        self.screen.command(f"curl -X PUT {self.registry.url}{path}")
+
+    def is_refreshed(self) -> bool:
+        return self.count("heartbeat") > TTL / INTERVAL + 1 and self.record() is not None
+
+    def show_record(self) -> None:
+        shown = {key: value for key, value in self.found().items() if key in ("ID", "Address", "Port", "Meta")}
+        lines = json.dumps([shown] if shown else [], indent=2)
+        self.screen.command(f"curl '{self.registry.url}/v1/health/service/{NAME}?passing'", lines)
+
+    def count(self, operation: str) -> int:
+        return self.agent.count(self.COUNTED[operation]) if self.agent else 0
+
+    def refused_heartbeats(self) -> int:
+        return self.agent.count("Service not found .404.") if self.agent else 0
+
+
 def main() -> int:
     """Run the demo; return its exit code."""
+    parser = argparse.ArgumentParser(description="The demo of the registry sidecar.")
+    parser.add_argument("--consul", action="store_true", help="with a real Consul as the registry")
+    with_consul = parser.parse_args().consul
     began = time.monotonic()
     screen = Screen()
-    demo = Demo(screen)
+    demo = ConsulDemo(screen) if with_consul else Demo(screen)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: demo.signals.append(number))
     try:

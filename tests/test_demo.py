@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from consul import find_consul
 from documents import blocks, occurs
 from harness import ROOT, environment
 
@@ -119,6 +120,16 @@ def test_the_story_comes_true(tmp_path: Path) -> None:
     assert "Traceback" not in output
     assert_nothing_left(tmp_path)
     assert_readme_quotes(output)
+
+
+@pytest.mark.slow
+def test_the_story_with_a_real_consul(tmp_path: Path) -> None:
+    find_consul()
+    code, output = run_demo([*demo_of(ROOT), "--consul"], tmp_path)
+    assert code == 0
+    assert "Traceback" not in output
+    assert output.count("✓") == STORY.count("✓")
+    assert_nothing_left(tmp_path)
 
 
 @pytest.mark.slow
