@@ -378,11 +378,11 @@ def doubts_of_time(settings: Settings) -> list[str]:
     longest = retries * (settings.service_health_timeout + 2 * settings.pace)
     if longest > 2 * interval:
         lines.append(
-            f"SERVICE_HEALTH_RETRIES={retries}: so many probes can take {longest:.0f} s, and the"
+            f"SERVICE_HEALTH_RETRIES={retries}: that many probes can take {longest:.0f} s, and the"
             f" record expires after {2 * interval:g} s; set it lower, or SERVICE_HEALTH_TIMEOUT"
         )
     if drain and not settings.deregister_on_exit:
-        lines.append(f"DRAIN_SECONDS={drain:g}: of no use while DEREGISTER_ON_EXIT=false")
+        lines.append(f"DRAIN_SECONDS={drain:g}: has no effect while DEREGISTER_ON_EXIT=false")
     elif drain + STOP_TIMEOUT > GRACE_PERIOD:
         lines.append(f"DRAIN_SECONDS={drain:g}: needs stop_grace_period: {drain + 3:g}s (else 10s)")
     return lines
@@ -396,10 +396,10 @@ def doubts(settings: Settings) -> list[str]:
         lines.append(f"SERVICE_NAME={settings.service_name}: {convention}")
     scheme = urlsplit(settings.registry_url).scheme
     if settings.registry_ca_file and CONSUL.get(scheme, scheme) != "https":
-        lines.append(f"REGISTRY_CA_FILE: of no use while REGISTRY_URL begins with {scheme}://")
+        lines.append(f"REGISTRY_CA_FILE: has no effect while REGISTRY_URL begins with {scheme}://")
     secure = settings.service_health_check == "http" and settings.health_url[:6].lower() == "https:"
     if settings.service_ca_file and not secure:
-        lines.append("SERVICE_CA_FILE: of no use while no probe speaks https")
+        lines.append("SERVICE_CA_FILE: has no effect while no probe speaks https")
     if secure and not settings.service_tls_verify:
         lines.append("SERVICE_TLS_VERIFY=false: a probe believes whoever answers in its place")
     with contextlib.suppress(OSError, ValueError):
@@ -459,7 +459,7 @@ MAX_SAID = 200  # characters of a peer's words in the log
 LOG_AGAIN = 30.0  # seconds between repeated lines about one lasting fault
 
 log = logging.getLogger("sidecar")
-# Blotted out of whatever a peer says, for it may send the token back.
+# Kept out of whatever a peer says, since it may send the token back.
 secrets: dict[str, re.Pattern[str]] = {}
 
 
@@ -583,7 +583,7 @@ class Log(logging.Handler):
             return
         text = self.format(record)
         if self.dropped:
-            words = f"{self.dropped} lines of the log were dropped, since nobody read them"
+            words = f"{self.dropped} lines of the log were dropped because nobody read them"
             loss = log.makeRecord(log.name, logging.WARNING, "", 0, words, (), None)
             text = self.format(loss) + text
         self.told, self.dropped = self.dropped, 0
@@ -854,7 +854,7 @@ if ssl is not None:
             self.patiently(select.POLLIN, super().do_handshake, block)
 
     class PatientTLSContext(ssl.SSLContext):
-        """Wraps a PatientSocket in TLS, verified as ever."""
+        """Wraps a PatientSocket in TLS, verified as always."""
 
         sslsocket_class = PatientTLSSocket
 
@@ -928,7 +928,7 @@ class Answer(NamedTuple):
             said += ", a web page" if self.ok else ""
         elif not self.ok and message:
             said += f": {say_plain(message)}"
-        return said + (", then the body did not end in time" if self.late else "")
+        return said + (", but the body did not end in time" if self.late else "")
 
 
 class FinalResponse(http.client.HTTPResponse):
@@ -1145,7 +1145,7 @@ class Registry:
             self.token = self.settings.token()
         except (OSError, ValueError) as error:
             name = self.settings.token_name
-            log.warning("%s cannot be read, the token stays as it was: %s", name, say_plain(error))
+            log.warning("%s cannot be read, keeping the one before: %s", name, say_plain(error))
         keep_secret(self.token)
 
     def ask(self, method: str, path: str, timeout: float, content: object = None) -> Answer:
@@ -1321,7 +1321,7 @@ class Service:
             self.headers = {"Connection": "close"} | read_headers(path)
         except (OSError, ValueError) as error:
             name = "SERVICE_HEALTH_HEADERS_FILE"
-            log.warning("%s cannot be read, the headers stay: %s", name, say_plain(error))
+            log.warning("%s cannot be read, keeping those before: %s", name, say_plain(error))
         for value in itertools.islice(self.headers.values(), 1, None):
             keep_secret(*header_secrets(value))
 
@@ -1465,7 +1465,7 @@ class Record:
         """Register once, without leaving the heartbeats of a record that is fine."""
         reply = self.register(self.short_timeout())
         if reply.meaning != ACCEPTED:
-            log.warning("Registration failed: %s; heartbeats go on", reply.advice)
+            log.warning("Registration failed: %s; heartbeats continue", reply.advice)
         return reply
 
     def refresh(self, attempt: int) -> Reply:
@@ -1578,7 +1578,7 @@ class Agent:
             self.life.show("waiting", since, problem)
             if now >= since + patience:
                 waited = f"Service not healthy after {say_seconds(patience)}: {problem}"
-                log.warning("%s; registering it all the same", waited)
+                log.warning("%s; registering it anyway", waited)
                 return self.registering
             if now >= said + LOG_AGAIN:
                 log.warning("Waiting for the service at %s: %s", self.settings.endpoint, problem)
@@ -1598,7 +1598,7 @@ class Agent:
             self.record.note_failure("Registration", reply, wait)
             self.pause(wait)
             if not self.service.seen:
-                self.probe()  # it is registered all the same; but perhaps it is healthy by now
+                self.probe()  # it is registered anyway, and perhaps healthy by now
             elif not self.is_healthy():
                 break
         return self.service_down
@@ -1629,16 +1629,17 @@ class Agent:
     def service_down(self) -> State:
         """Send nothing, so that the record expires, until the service is healthy again."""
         since = said = self.clock()
-        log.error("Service is DOWN: %s; no heartbeat until it is healthy again", self.service.problem)
+        down = "Service is DOWN: %s; no heartbeat until it is healthy again"
+        log.error(down, self.service.problem)
         while True:
             self.life.show("down", since, self.service.problem)
             self.pause(self.probe_wait())
-            now = self.clock()
-            if self.probe():
+            now, healthy, problem = self.clock(), self.probe(), self.service.problem
+            if healthy:
                 log.info("Service is READY again after %.0f s", now - since)
                 return self.registering
             if now >= said + LOG_AGAIN:
-                log.warning("Service is DOWN for %.0f s: %s", now - since, self.service.problem)
+                log.warning("Service has been DOWN for %.0f s: %s", now - since, problem)
                 said = now
 
     def stop(self) -> int:
@@ -1841,7 +1842,7 @@ def work(kind: type[Agent | Check], settings: Settings, signals: Signals) -> int
     except Stop:  # of a check
         return 130
     except Exception:
-        log.exception("A bug in the sidecar; exit 1, so that the restart policy brings it back")
+        log.exception("A bug in the sidecar; exit 1, so that the restart policy starts it again")
         return 1
 
 

@@ -256,7 +256,7 @@ def test_headers_that_can_be_read_no_more_stay_as_they_were_and_that_is_told_onc
     settings = {"SERVICE_HEALTH_HEADERS_FILE": str(file), "HEARTBEAT_INTERVAL": 0.2}
     with Guarded("X-Key", "yes") as service, Sidecar(registry, service, **settings) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
-        told = "SERVICE_HEALTH_HEADERS_FILE cannot be read, the headers stay: "
+        told = "SERVICE_HEALTH_HEADERS_FILE cannot be read, keeping those before: "
         file.unlink()
         sidecar.wait_for(f"{told}.*No such file")
         sidecar.wait_for("Heartbeat accepted", sidecar.count("Heartbeat accepted") + 3)

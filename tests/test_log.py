@@ -168,8 +168,8 @@ def test_a_service_that_stays_away_is_told_of_every_half_minute(registry: Regist
             service.healthy = True
             sidecar.wait_for("Heartbeat accepted")
             service.healthy = False
-            sidecar.wait_for("Service is DOWN for", times=3)
-        told = re.findall(r"Service is DOWN for (\d+) s: 503", sidecar.log)[:3]
+            sidecar.wait_for("Service has been DOWN for", times=3)
+        told = re.findall(r"Service has been DOWN for (\d+) s: 503", sidecar.log)[:3]
         assert all(29 <= int(now) - int(then) <= 35 for then, now in zip(["0", *told], told, strict=False))
 
 
@@ -182,7 +182,7 @@ def test_an_error_page_is_told_by_its_status_alone(registry: Registry, service: 
     registry.play("register", ["status", code, page])
     service.play("health", ["status", code, page])
     with Sidecar(registry, service, INITIAL_WAIT_TIMEOUT=0) as sidecar:
-        sidecar.wait_for(f"not healthy after 0 s: {code}; registering it all the same")
+        sidecar.wait_for(f"not healthy after 0 s: {code}; registering it anyway")
         line = sidecar.wait_for("Registration failed")
         assert re.search(rf"[ (]{code}[;)]", line)
         assert "<" not in sidecar.log

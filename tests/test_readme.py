@@ -104,6 +104,10 @@ def real_output() -> tuple[list[str], list[str]]:
             note(sidecar, "^registered")
             sidecar.process.kill()
             note(sidecar, "^unhealthy: the agent is", code=1)
+            with Sidecar(registry, service, REGISTRY_TOKEN="secret", DRAIN_SECONDS=30) as draining:
+                draining.wait_registered()
+                os.kill(draining.pid, signal.SIGTERM)
+                note(draining, "draining")
     log = list(sidecar.lines)
     with Sidecar(None, None, SERVICE_NAME="a b", REGISTRY_URL="https://") as sidecar:
         sidecar.wait()

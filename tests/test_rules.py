@@ -314,7 +314,7 @@ def test_a_health_body_that_does_not_end_in_time_is_a_failed_probe(
     with Sidecar(registry, service) as sidecar:
         sidecar.wait_registered()
         service.play("health", "drip_body", times=FOREVER)
-        sidecar.wait_for("Health probe 1 of 3 failed: 200, then the body did not end in time")
+        sidecar.wait_for("Health probe 1 of 3 failed: 200, but the body did not end in time")
 
 
 # ---- only what was accepted is taken back

@@ -201,7 +201,7 @@ def test_while_the_token_file_cannot_be_read_the_token_stays(tmp_path: Path, ser
         for times, happen in enumerate(happenings, 1):
             happen()
             registry.forget()
-            sidecar.wait_for("WARNING REGISTRY_TOKEN_FILE cannot be read, the token stays as it was: ", times)
+            sidecar.wait_for("WARNING REGISTRY_TOKEN_FILE cannot be read, keeping the one before: ", times)
             sidecar.wait_registered(times + 1)
         sidecar.stop()
         assert not odd_lines(sidecar.lines)

@@ -548,7 +548,7 @@ def test_a_doubtful_setting_is_warned_of(variables: dict[str, str], doubt: str |
     [
         ("8.5", "true", None),
         ("9", "true", "DRAIN_SECONDS=9: needs stop_grace_period: 12s (else 10s)"),
-        ("9", "false", "DRAIN_SECONDS=9: of no use while DEREGISTER_ON_EXIT=false"),
+        ("9", "false", "DRAIN_SECONDS=9: has no effect while DEREGISTER_ON_EXIT=false"),
         ("0", "false", None),
     ],
 )
@@ -559,7 +559,7 @@ def test_a_drain_that_docker_would_cut_short_is_warned_of(drain: str, deregister
 
 def test_a_ca_file_without_https_is_warned_of() -> None:
     plain_http = read()._replace(registry_ca_file="/ca.pem")
-    assert doubts(plain_http) == ["REGISTRY_CA_FILE: of no use while REGISTRY_URL begins with http://"]
+    assert doubts(plain_http) == ["REGISTRY_CA_FILE: has no effect while REGISTRY_URL begins with http://"]
     for url in ("https://lb", "HTTPS://lb"):
         assert doubts(plain_http._replace(registry_url=url)) == []
 
@@ -567,7 +567,7 @@ def test_a_ca_file_without_https_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("settings", "doubt"),
     [
-        ({"service_ca_file": "/ca.pem"}, "SERVICE_CA_FILE: of no use while no probe speaks https"),
+        ({"service_ca_file": "/ca.pem"}, "SERVICE_CA_FILE: has no effect while no probe speaks https"),
         ({"service_ca_file": "/ca.pem", "service_scheme": "https"}, None),
         ({"service_ca_file": "/ca.pem", "service_health_endpoint": "HTTPS://osint/health"}, None),
         ({"service_ca_file": "/ca.pem", "service_scheme": "https", "service_health_check": "tcp"}, "SERVICE_CA_FILE: "),

@@ -243,6 +243,6 @@ def test_a_count_that_was_lost_with_its_line_is_told_with_the_next() -> None:
         for file in (broken, reader, writer):
             os.close(file)
     assert [line.split(" ", 1)[1] for line in lines] == [
-        "WARNING 3 lines of the log were dropped, since nobody read them",
+        "WARNING 3 lines of the log were dropped because nobody read them",
         *["INFO words"] * 3,
     ]
