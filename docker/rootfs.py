@@ -92,8 +92,16 @@ def byte_code(source: Path, path: Path) -> CodeType:
             node.returns = None
         elif isinstance(node, ast.arg):
             node.annotation = None
+        elif isinstance(node, ast.Module | ast.ClassDef):
+            node.body = [part for part in node.body if not is_overload(part)]
     code: CodeType = compile(tree, str(path), "exec", dont_inherit=True, optimize=2)
     return code
+
+
+def is_overload(statement: ast.stmt) -> bool:
+    """Tells whether it only gives types to the function of the same name that follows."""
+    decorators = statement.decorator_list if isinstance(statement, ast.FunctionDef) else []
+    return any(ast.unparse(decorator) in ("overload", "typing.overload") for decorator in decorators)
 
 
 def libraries(path: str) -> list[str]:
