@@ -1508,6 +1508,19 @@ class Record:
         if self.renew().meaning != ACCEPTED and reply.meaning == LOST:
             self.beats -= 1
 
+    def withdraw(self) -> bool:
+        """Try once, shortly, to deregister what was registered; tell whether it is gone."""
+        # Where no registration was accepted, the record there is somebody else's.
+        if not self.settings.deregister_on_exit or self.metadata is None:
+            return False
+        self.life.promise(STOP_TIMEOUT)
+        reply = self.registry.deregister(STOP_TIMEOUT)
+        if reply.meaning == ACCEPTED:
+            log.info("Service deregistered")
+        else:
+            log.warning("Deregistration failed: %s; the record expires by itself", reply.advice)
+        return reply.meaning == ACCEPTED
+
     def log_loss(self, reply: Reply) -> None:
         lost = "Service not found (404): the registry has lost the record (%s); registering again"
         log.warning(lost, reply.said)
@@ -1539,6 +1552,27 @@ BARE = "lo|(tunl|gre|gretap|erspan|ip_vti|ip6_vti|sit|ip6tnl|ip6gre)0"
 State = Callable[[], Any]  # blocks, and returns the state that follows
 
 
+class Network:
+    """The network, which may be another container's: that has a new one when it has restarted."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        # When it was found to be lost: infinite while there is one, NaN if there never was.
+        self.lost_at = math.nan
+        self.check()
+
+    def check(self) -> None:
+        """Exit with code 1 once it has been lost for CUT_OFF seconds."""
+        with contextlib.suppress(OSError):
+            bare = all(re.fullmatch(BARE, name) for _, name in socket.if_nameindex())
+            self.lost_at = min(self.lost_at, self.clock()) if bare else math.inf
+        lost = self.clock() - self.lost_at
+        if lost >= CUT_OFF:
+            fix = "exit 1, so that the restart policy brings the sidecar into the new network"
+            log.error("Network lost: nothing but loopback for %.0f s; %s", lost, fix)
+            raise SystemExit(1)
+
+
 class Agent:
     """Keeps one service registered. Clock (monotonic seconds) and randomness are passed in."""
 
@@ -1554,9 +1588,7 @@ class Agent:
         self.service = Service(settings, signals)
         self.registry = choose_registry(settings, signals)
         self.record = Record(self.registry, self.service, self.life, clock, uniform)
-        # When the network was found to be lost: infinite while there is one, NaN if never was.
-        self.cut_off_at = math.nan
-        self.check_network()
+        self.network = Network(clock)
 
     def run(self) -> int:
         """Go from state to state until a signal comes; return the exit code."""
@@ -1647,27 +1679,16 @@ class Agent:
         self.signals.ignore()
         log.info("Stopping")
         self.life.show("stopping", self.clock())
-        # Where no registration was accepted, the record there is somebody else's.
-        if self.settings.deregister_on_exit and self.record.metadata is not None:
-            self.life.promise(STOP_TIMEOUT)
-            reply = self.registry.deregister(STOP_TIMEOUT)
-            if reply.meaning == ACCEPTED:
-                log.info("Service deregistered")
-                self.drain()
-            else:
-                failed = "Deregistration failed: %s; the record expires by itself"
-                log.warning(failed, reply.advice)
+        if self.record.withdraw() and self.settings.drain_seconds:
+            self.drain(self.settings.drain_seconds)
         return 0
 
-    def drain(self) -> None:
+    def drain(self, duration: float) -> None:
         """Live on, so that callers notice before the service goes. Another signal ends it."""
-        duration = self.settings.drain_seconds
-        if not duration:
-            return
         log.info("Draining for %s; another signal ends it", say_seconds(duration))
         self.life.show("draining", self.clock())
+        self.life.promise(duration)
         with contextlib.suppress(Stop):
-            self.life.promise(duration)
             self.signals.heed()
             self.signals.pause(duration)
         self.signals.ignore()
@@ -1685,8 +1706,7 @@ class Agent:
         for attempt in range(1, retries + 1):
             if self.probe():
                 return True
-            words = (attempt, retries, self.service.problem)
-            log.warning("Health probe %d of %d failed: %s", *words)
+            log.warning("Health probe %d of %d failed: %s", attempt, retries, self.service.problem)
             if attempt < retries:
                 self.pause(self.settings.pace * self.uniform(1.0, 2.0))
         return False
@@ -1697,7 +1717,8 @@ class Agent:
 
     def pause(self, duration: float) -> None:
         """Sleep; try again to write a heartbeat file that cannot be written. Raises Stop."""
-        self.check_network()
+        if not self.signals.stopping:
+            self.network.check()
         end = self.clock() + max(duration, 0.0)
         exchanges = self.settings.service_health_timeout + self.settings.registry_timeout
         while True:
@@ -1706,20 +1727,6 @@ class Agent:
             if not self.life.fails or left <= GRACE / 2:
                 return self.signals.pause(left)
             self.signals.pause(GRACE / 2)
-
-    def check_network(self) -> None:
-        """Exit with code 1 where there was a network, and for CUT_OFF seconds is none.
-
-        So it is where the container whose network is shared has restarted: it has a new one.
-        """
-        with contextlib.suppress(OSError):
-            bare = all(re.fullmatch(BARE, name) for _, name in socket.if_nameindex())
-            self.cut_off_at = min(self.cut_off_at, self.clock()) if bare else math.inf
-        lost = self.clock() - self.cut_off_at
-        if lost >= CUT_OFF and not self.signals.stopping:
-            fix = "exit 1, so that the restart policy brings the sidecar into the new network"
-            log.error("Network lost: nothing but loopback for %.0f s; %s", lost, fix)
-            raise SystemExit(1)
 
 
 # -------------------------------------------------------------------------------- before the start
