@@ -2,7 +2,7 @@
 
 Each sidecar is a greenlet that runs the agent's own states: schedule, phase, backoff, jitter, probes and the
 meaning of answers are agent.py's. Replaced is what reaches out of it: what the constructor takes (clock, randomness,
-signals and their sleep), the heartbeat file, and `Peer.exchange` with the registry.
+signals and their sleep), the heartbeat file, the look at the network, and `Peer.exchange` with the registry.
 """
 
 from __future__ import annotations
@@ -190,6 +190,13 @@ class NoFile(agent.SignOfLife):
         """Write no file."""
 
 
+class NoNetwork(agent.Network):
+    """A network that nobody looks at: real looks, at every simulated pause, would take hours."""
+
+    def check(self) -> None:
+        """Find it as it was."""
+
+
 class Sidecar(agent.Agent):
     """The real agent, without its heartbeat file, on a line to a simulated registry."""
 
@@ -198,6 +205,7 @@ class Sidecar(agent.Agent):
         settings = SETTINGS._replace(service_name=name)
         super().__init__(settings, NoSignals(world.sleep), world.clock, uniform)
         self.life = self.record.life = NoFile(settings.heartbeat_file, world.clock)
+        self.network = NoNetwork(world.clock)
         self.registry.peer = Line(self.registry.peer, registry, name)
 
 
