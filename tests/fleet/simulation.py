@@ -176,7 +176,7 @@ class NoSignals(agent.Signals):
     """Nothing interrupts a simulated wait, and so no file is needed for it."""
 
     def __init__(self, sleep: Callable[[float], None]) -> None:
-        self.sleep = sleep
+        self.sleep, self.stopping = sleep, False
 
     def pause(self, duration: float) -> None:
         """Sleep in one go."""
