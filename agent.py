@@ -1311,10 +1311,12 @@ class Service:
     def take_headers(self) -> None:
         """Read the headers of a probe again where their file has changed."""
         path, mark = self.settings.service_health_headers_file, (0, 0, 0)
+        if not path:
+            return
         with contextlib.suppress(OSError):
             stat = os.stat(path)
             mark = stat.st_mtime_ns, stat.st_size, stat.st_ino
-        if not path or mark == self.headers_mark:
+        if mark == self.headers_mark:
             return
         self.headers_mark = mark
         try:
