@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import FOREVER, NAME, ROOT, Sidecar, run_agent, wait_until
-from peers.registry import Registry
-from peers.service import ToyService
-from test_https_service import certificate
 
 import agent
+from kit.certificates import certificate
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, run_agent, wait_until
 
 NOWHERE = "no-such-host.invalid"
 

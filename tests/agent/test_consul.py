@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from consul import MASTER, ConsulAgent, cluster
-from harness import NAME, Sampler, Sidecar, ToyService, odd_lines, run_agent, wait_until
-from peers.consul import UNKNOWN, Consul
-from peers.server import Answer, Peer, Request
 
 import agent
+from kit.consul import MASTER, ConsulAgent, cluster
+from kit.peers.consul import UNKNOWN, Consul
+from kit.peers.server import Answer, Peer, Request
+from kit.sidecar import NAME, Sampler, Sidecar, ToyService, odd_lines, run_agent, wait_until
 
 BOTH = {"SERVICE_NAME": NAME, "SERVICE_HOST": "vertice-osint"}
 REMOVED = "Service not found \\(404\\): the registry has lost the record"

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import FOREVER, Sidecar, run_agent
-from peers.registry import Registry
-from peers.service import ToyService
+
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, Sidecar, run_agent
 
 
 def test_waiting_is_healthy_and_not_ready(registry: Registry) -> None:

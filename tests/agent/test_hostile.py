@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
-from harness import FOREVER, NAME, Sidecar, odd_lines, wait_until
-from peers.faults import BODIES, DRIP, FAULTS, HEADLESS, Fault, bomb, resolve
-from peers.registry import Registry
-from peers.server import CONNECT, Exchange
-from peers.service import ToyService
+
+from kit.peers.faults import BODIES, DRIP, FAULTS, HEADLESS, Fault, bomb, resolve
+from kit.peers.registry import Registry
+from kit.peers.server import CONNECT, Exchange
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, Sidecar, odd_lines, wait_until
 
 MEMORY = 60_000  # kB, at any moment
 LATE = 1.0  # second that an exchange, or a stop, may take beyond its deadline

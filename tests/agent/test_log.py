@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from harness import FOREVER, NAME, Sidecar, odd_lines, wait_until
-from peers.faults import FAULTS
-from peers.registry import Registry
-from peers.server import Exchange, Peer
-from peers.service import ToyService
-from stage import Stage
+
+from kit.peers.faults import FAULTS
+from kit.peers.registry import Registry
+from kit.peers.server import Exchange, Peer
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, Sidecar, odd_lines, wait_until
+from kit.stage import Stage
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 

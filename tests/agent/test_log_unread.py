@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from harness import FOREVER, NAME, Sampler, Sidecar, odd_lines, wait_until
-from peers.registry import Registry
-from peers.service import ToyService
 
 import agent
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, Sampler, Sidecar, odd_lines, wait_until
 
 LOSS = re.compile(r"(\d+) lines of the log were dropped")
 PIPE = 8192  # bytes; a pipe of one page alone would be full with any line in it

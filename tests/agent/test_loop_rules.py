@@ -10,11 +10,12 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from harness import FOREVER, NAME, Sampler, Sidecar, wait_until
-from peers.faults import Fault
-from peers.registry import Registry
-from peers.server import Exchange, Peer
-from peers.service import ToyService
+
+from kit.peers.faults import Fault
+from kit.peers.registry import Registry
+from kit.peers.server import Exchange, Peer
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, Sampler, Sidecar, wait_until
 
 HTML = "<!DOCTYPE html><html><body>Welcome, everybody</body></html>"
 

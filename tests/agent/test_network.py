@@ -19,13 +19,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Self
 
 import pytest
-from harness import FOREVER, NAME, Sampler, Sidecar, wait_until
-from peers.registry import Registry
-from peers.server import Exchange, Peer
-from peers.service import ToyService
-from stage import Stage
 
 import agent
+from kit.peers.registry import Registry
+from kit.peers.server import Exchange, Peer
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, Sampler, Sidecar, wait_until
+from kit.stage import Stage
 
 SERVICE, REGISTRY = "service.test", "registry.test"  # the names on a stage
 HERE, THERE, DEAD, DEAD_TOO = (f"127.0.0.{number}" for number in (11, 12, 13, 14))

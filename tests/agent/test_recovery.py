@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 import pytest
-from harness import FOREVER, NAME, Sampler, Sidecar, wait_until
-from peers.registry import Registry
-from peers.server import Exchange
-from peers.service import ToyService
+
+from kit.peers.registry import Registry
+from kit.peers.server import Exchange
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, Sampler, Sidecar, wait_until
 
 INTERVAL = 2.0
 SLACK = 1.5  # seconds for a loaded machine

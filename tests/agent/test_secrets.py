@@ -13,13 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from harness import FOREVER, Sidecar, environment, odd_lines, wait_until
-from peers.faults import FORGED, NASTY, Fault
-from peers.registry import Registry
-from peers.server import Exchange, Peer
-from peers.service import ToyService
 
 import agent
+from kit.peers.faults import FORGED, NASTY, Fault
+from kit.peers.registry import Registry
+from kit.peers.server import Exchange, Peer
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, Sidecar, environment, odd_lines, wait_until
 
 SECRET = "5f1e0c9ab7d2e386"  # no five of its characters are a port
 TOKEN = f"tok-{SECRET}"

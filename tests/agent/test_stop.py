@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import AGENT, FOREVER, NAME, ROOT, Sidecar, environment, odd_lines, wait_until
-from peers.registry import Registry
-from peers.service import ToyService
-from stage import Stage
+
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import AGENT, FOREVER, NAME, ROOT, Sidecar, environment, odd_lines, wait_until
+from kit.stage import Stage
 
 PROMISE = 3.0  # seconds
 

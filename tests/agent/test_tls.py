@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import trustme
-from harness import FOREVER, NAME, Sidecar, odd_lines
-from peers.registry import Registry
-from peers.server import Answer, Request
-from peers.service import ToyService
+
+from kit.certificates import certificate
+from kit.peers.registry import Registry
+from kit.peers.server import Answer, Request
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, Sidecar, odd_lines
 
 SECRET = "5f1e0c9ab7d2e386"
 
@@ -23,17 +24,6 @@ class Secure(NamedTuple):
 
     service: ToyService
     ca_file: str
-
-
-def certificate(directory: Path, host: str) -> tuple[tuple[str, str], str]:
-    """Make a certificate for a host; return its (certificate, key) files and that of its authority."""
-    authority = trustme.CA()
-    issued = authority.issue_cert(host)
-    paths = [str(directory / f"{host}-{name}.pem") for name in ("cert", "key", "ca")]
-    issued.cert_chain_pems[0].write_to_path(paths[0])
-    issued.private_key_pem.write_to_path(paths[1])
-    authority.cert_pem.write_to_path(paths[2])
-    return (paths[0], paths[1]), paths[2]
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import AGENT, FOREVER, HEALTHCHECK, NAME, ROOT, Sidecar, run_agent, wait_until
-from peers.registry import Registry
-from peers.service import ToyService
+
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import AGENT, FOREVER, HEALTHCHECK, NAME, ROOT, Sidecar, run_agent, wait_until
 
 SECRET = "5f1e0c9ab7d24386"
 NEEDED = {

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from consul import find_consul
-from documents import blocks, occurs
-from harness import ROOT, environment
+
+from kit.consul import find_consul
+from kit.documents import blocks, occurs
+from kit.sidecar import ROOT, TESTS, environment
 
 STORY = """
 1. The agent waits
@@ -60,14 +61,13 @@ BUGS = [
 ]
 
 
-def demo_of(root: Path) -> list[str]:
-    return [sys.executable, str(root / "tests" / "demo.py")]
+DEMO = [sys.executable, "-m", "demo"]
 
 
 def surroundings(directory: Path, **more: str) -> dict[str, str]:
     """Return an environment in which the demo's temporary files lie in this directory, and lines are not wrapped."""
-    settings = {"TMPDIR": directory, "COLUMNS": "1000", "PYTHONIOENCODING": "utf-8", "http_proxy": "http://127.0.0.1:9"}
-    return environment(settings | more)
+    settings = {"TMPDIR": directory, "COLUMNS": "1000", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": TESTS}
+    return environment(settings | {"http_proxy": "http://127.0.0.1:9"} | more)
 
 
 def run_demo(command: list[str], directory: Path, **more: str) -> tuple[int, str]:
@@ -113,7 +113,7 @@ def assert_nothing_left(directory: Path) -> None:
 
 
 def test_the_story_comes_true(tmp_path: Path) -> None:
-    code, output = run_demo(demo_of(ROOT), tmp_path)
+    code, output = run_demo(DEMO, tmp_path)
     assert code == 0
     assert_story(output)
     assert "\033" not in output
@@ -125,7 +125,7 @@ def test_the_story_comes_true(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_story_with_a_real_consul(tmp_path: Path) -> None:
     find_consul()
-    code, output = run_demo([*demo_of(ROOT), "--consul"], tmp_path)
+    code, output = run_demo([*DEMO, "--consul"], tmp_path)
     assert code == 0
     assert "Traceback" not in output
     assert output.count("✓") == STORY.count("✓")
@@ -140,14 +140,13 @@ def test_a_broken_agent_is_noticed(tmp_path: Path, bug: str, step: int, words: s
     directory.mkdir()
     (project / "tests").mkdir(parents=True)
     shutil.copy(ROOT / "healthcheck.py", project)
-    for file in ("demo.py", "harness.py"):
-        shutil.copy(ROOT / "tests" / file, project / "tests")
-    shutil.copytree(ROOT / "tests" / "peers", project / "tests" / "peers")
+    shutil.copy(TESTS / "demo.py", project / "tests")
+    shutil.copytree(TESTS / "kit", project / "tests" / "kit")
     source, last, end = (ROOT / "agent.py").read_text().rpartition('\nif __name__ == "__main__":\n')
     assert source
     (project / "agent.py").write_text(f"{source}\n{bug}\n{last}{end}")
 
-    code, output = run_demo(demo_of(project), directory, PYTHONIOENCODING="ascii")
+    code, output = run_demo(DEMO, directory, PYTHONIOENCODING="ascii", PYTHONPATH=str(project / "tests"))
     assert code == 1
     assert re.match(rf"FAILED step {step} \(.*{words}", output.splitlines()[-1])
     assert output.isascii()
@@ -161,7 +160,7 @@ def demo_on_a_terminal(directory: Path, **more: str) -> Iterator[tuple[subproces
     screen, terminal = pty.openpty()
     with open(screen, encoding="utf-8") as output:
         demo = subprocess.Popen(
-            demo_of(ROOT),
+            DEMO,
             env=surroundings(directory, TERM="xterm", **more),
             stdin=subprocess.DEVNULL,
             stdout=terminal,

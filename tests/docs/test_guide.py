@@ -15,10 +15,10 @@ import kubernetes_validate
 import pytest
 import requests
 import yaml
-from documents import Block, blocks, code, table
-from peers.registry import Registry
 
 import agent
+from kit.documents import Block, blocks, code, table
+from kit.peers.registry import Registry
 
 GUIDE = "INTEGRATION_GUIDE.md"
 KUBERNETES = "1.29"  # the first with native sidecars, which the guide asks for

@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from documents import blocks, code, occurs, read, table
-from harness import FOREVER, NAME, ROOT, Sidecar, wait_until
-from peers.registry import Registry
-from peers.service import ToyService
 
 import agent
+from kit.documents import blocks, code, occurs, read, table
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, wait_until
 
 README, GUIDE = "README.md", "INTEGRATION_GUIDE.md"
 FIGURES = "tests/FIGURES.md"
 # The commands outside the blocks that tests/containers/test_documents.py types in: what runs them.
 RUN_ELSEWHERE = {
-    "sh tests/demo.sh": "tests/test_demo.py",
-    "sh tests/demo.sh --consul": "tests/test_demo.py",
+    "sh tests/demo.sh": "tests/docs/test_demo.py",
+    "sh tests/demo.sh --consul": "tests/docs/test_demo.py",
     "sh tests/run.sh": "this very run",
     "sh tests/run.sh all": "CI",
     "docker build -t vertice-registry-sidecar:latest .": "tests/containers/test_image.py",
@@ -116,8 +116,8 @@ def real_output() -> tuple[list[str], list[str]]:
 
 def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
     log, health = real_output()
-    # In tests/containers/test_failures.py, with a DNS server that answers nothing; in tests/test_stalled_log.py;
-    # in tests/test_stop.py.
+    # In tests/containers/test_failures.py, with a DNS server that answers nothing; in tests/agent/test_log_unread.py;
+    # in tests/agent/test_stop.py.
     elsewhere = ("name look-up failed", "lines of the log were dropped", "Network lost: nothing but loopback for ")
     for row in table(README, "What happens when"):
         for quoted in code(row[2]):

@@ -16,8 +16,9 @@ from typing import Any, Self
 
 import pytest
 import requests
-from harness import NAME, wait_until
-from peers.server import Peer
+
+from kit.peers.server import Peer
+from kit.sidecar import NAME, wait_until
 
 MASTER = "6f1c3b1e-0000-4000-8000-5a5a5a5a5a5a"  # the token that may do anything, where there are ACLs
 # A leader is missed and chosen, and a dead agent noticed, in seconds rather than in half a minute.

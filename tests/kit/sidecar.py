@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from peers.server import Peer
-from peers.service import ToyService
+from kit.peers.server import Peer
+from kit.peers.service import ToyService
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"  # where `python -m` finds this package and the programs beside it
 AGENT = ROOT / "agent.py"
 HEALTHCHECK = ROOT / "healthcheck.py"
 NAME = "osint_service"
@@ -238,6 +239,7 @@ __all__ = [
     "HEALTHCHECK",
     "NAME",
     "ROOT",
+    "TESTS",
     "Sampler",
     "Sidecar",
     "ToyService",

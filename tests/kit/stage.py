@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness import Sidecar
+    from kit.sidecar import Sidecar
 
 LONGEST_HOLD = 60.0  # seconds
 SLOW_END = 0.3  # seconds

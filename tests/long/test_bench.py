@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from bench import run
 from bench.processes import NotMeasuredError, Peers, Version, build_images, run_peers
 from bench.run import Row
 from containers.compose import unavailable
-from harness import ROOT
+from kit.sidecar import ROOT
 
 TINY = run.Scale(heartbeats=40, repeats=1, rounds=40, sidecars=2, seconds=2.0)
 NOW = [Version(ROOT)]

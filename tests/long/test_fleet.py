@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fleet.simulate import Figures, long_run, outcome, steady
 
 import agent
+from fleet.simulate import Figures, long_run, outcome, steady
 
 SEED = 1
 SMALL = 90

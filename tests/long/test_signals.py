@@ -1,6 +1,6 @@
 """SIGTERM and the deadline at every point where CPython runs a signal handler; SIGTERM at any time.
 
-How one gets to such a point, and how many there are: tests/signals/.
+How one gets to such a point, and how many there are: tests/long/signals/.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import AGENT, FOREVER, ROOT, Sidecar, odd_lines
-from peers.registry import Registry
-from peers.server import Answer, Request
-from peers.service import ToyService
 
+from kit.peers.registry import Registry
+from kit.peers.server import Answer, Request
+from kit.peers.service import ToyService
+from kit.sidecar import AGENT, FOREVER, TESTS, Sidecar, odd_lines
+
+SIGNALS = TESTS / "long" / "signals"
 ACCEPTED = re.compile("Heartbeat accepted|Service registered successfully")
 
 
 def build(name: str, home: Path) -> Path:
-    """Return the shared library of this name, built from its source in tests/signals/."""
+    """Return the shared library of this name, built from its source in tests/long/signals/."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if not compiler or not sys.platform.startswith("linux"):
         pytest.skip("needs Linux and a C compiler (cc, gcc or clang)")
     built = home / f"{name}.so"
-    source = str(ROOT / "tests" / "signals" / f"{name}.c")
+    source = str(SIGNALS / f"{name}.c")
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(built), source, "-ldl"]
     subprocess.run(command, check=True)
     return built
@@ -40,7 +42,7 @@ def build(name: str, home: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/signals/points.c, built."""
+    """tests/long/signals/points.c, built."""
     return build("points", tmp_path_factory.mktemp("signals"))
 
 
@@ -83,7 +85,7 @@ def deliver(number: signal.Signals, library: Path, way: str, stride: int, home: 
         }
         # The agent sleeps before its registration (where it does), and before each heartbeat.
         window = 1 if way == "register" else 2
-        script = ROOT / "tests" / "signals" / "deliver.py"
+        script = SIGNALS / "deliver.py"
         arguments = [AGENT, library, number.name, window, stride]
         done = subprocess.run(
             [sys.executable, "-I", str(script), *map(str, arguments)],

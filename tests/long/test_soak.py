@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from harness import AGENT, HEALTHCHECK, ROOT, environment, wait_until
-from peers.faults import FAULTS
+
+from kit.peers.faults import FAULTS
+from kit.sidecar import AGENT, HEALTHCHECK, TESTS, environment, wait_until
 from soak.catalogue import (
     RETRY_LATER,
     RETRY_SOON,
@@ -38,7 +39,7 @@ from soak.invariants import (
 from soak.schedule import AGENT_KINDS, ALONE, KINDS, REGISTRY_KINDS, RESTARTS, Episode, rounds
 from soak.world import World
 
-SOAK = ROOT / "tests" / "soak"
+SOAK = [sys.executable, "-m", "soak"]
 TIMES = Times(ttl=4, interval=2, health_timeout=0.5, registry_timeout=1, slack=0.5)
 
 # ---- the schedule
@@ -216,8 +217,8 @@ def test_memory_and_descriptors_that_grow_are_told_and_flat_ones_not() -> None:
 def soak(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run the soak to its end."""
     return subprocess.run(
-        [sys.executable, str(SOAK), *map(str, arguments)],
-        env=environment({}),
+        [*SOAK, *map(str, arguments)],
+        env=environment({"PYTHONPATH": TESTS}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -244,9 +245,9 @@ def test_a_short_soak_is_clean() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_it_cleanly(tmp_path: Path) -> None:
-    environ = environment({"TMPDIR": tmp_path})
+    environ = environment({"PYTHONPATH": TESTS, "TMPDIR": tmp_path})
     with subprocess.Popen(
-        [sys.executable, str(SOAK), "--seed", "6", "--agents", "2"],
+        [*SOAK, "--seed", "6", "--agents", "2"],
         env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         wait_until(lambda: len(list(tmp_path.glob("sidecar-*/heartbeat"))) == 2, 30)

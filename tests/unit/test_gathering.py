@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import ROOT
+
+from kit.sidecar import ROOT
 
 sys.path.append(str(ROOT / "docker"))
 import modules

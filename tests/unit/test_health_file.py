@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import HEALTHCHECK
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
 import agent
 import healthcheck
+from kit.sidecar import HEALTHCHECK
 
 DAMAGED = "unhealthy: the heartbeat file is damaged"
 OTHER_BOOT = f"{DAMAGED} or from another boot"

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import requests
-from peers import faults
-from peers.faults import FAULTS
-from peers.registry import Registry
-from peers.server import Peer
+
+from kit.peers import faults
+from kit.peers.faults import FAULTS
+from kit.peers.registry import Registry
+from kit.peers.server import Peer
 
 GET = b"GET /x HTTP/1.1\r\nHost: peer\r\n\r\n"
 LAST_GET = GET[:-2] + b"Connection: close\r\nX-Registry-Token: tok-1\r\nAuthorization: Basic abc\r\n\r\n"

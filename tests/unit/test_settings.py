@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from harness import AGENT, NAME, Sidecar, environment, run_agent, wait_until
 from hypothesis import example, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
-from peers.registry import Registry
-from peers.service import ToyService
 
 import agent
 from agent import Settings, SettingsError, doubts, read_settings
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import AGENT, NAME, Sidecar, environment, run_agent, wait_until
 
 NEEDED = {"SERVICE_NAME": NAME, "SERVICE_HOST": "127.0.0.1"}
 DEFAULTS = {

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from typing import Any
 
-if not __package__:  # run as a script
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from peers.server import Answer, Peer, Request, arguments, run
+from kit.peers.server import Answer, Peer, Request, arguments, run
 
 PREFIXES = {
     "/v1/agent/service/register": ("PUT", "register"),

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 if TYPE_CHECKING:
-    from peers.server import Exchange
+    from kit.peers.server import Exchange
 
 Fault = Callable[["Exchange"], None]
 P = ParamSpec("P")

@@ -1,6 +1,6 @@
 """The embedded registry: the whole API of the service registry, its TTL, each of its oddities by a switch.
 
-As a program: `python registry.py --port 8888 --ttl 60 --dialect deployed --verbose`. While it runs, tests can
+As a program: `python -m kit.peers.registry --port 8888 --ttl 60 --dialect deployed --verbose`. While it runs, tests can
 script it: `curl -d '{"store":"open"}' localhost:8888/_control`, `{"play":["heartbeat","hang",null]}` (null:
 until `{"sane":"*"}`), `{"forget":null}` loses all records; `GET /_control` shows counts and records.
 """
@@ -8,8 +8,6 @@ until `{"sane":"*"}`), `{"forget":null}` loses all records; `GET /_control` show
 from __future__ import annotations
 
 import collections
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
-if not __package__:  # run as a script
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from peers.faults import html_page
-from peers.server import Answer, Peer, Request, arguments, reason, run
+from kit.peers.faults import html_page
+from kit.peers.server import Answer, Peer, Request, arguments, reason, run
 
 DIALECTS = ("documented", "deployed")
 STORES = ("up", "failing", "open", "half_open", "hangs", "gone")

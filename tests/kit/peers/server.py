@@ -28,7 +28,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple, Self
 
-from peers.faults import Fault, resolve
+from kit.peers.faults import Fault, resolve
 
 CONNECT = "connect"  # the operation of a connection that has not asked for anything yet
 BODY_LIMIT = 1 << 20  # bytes of a request's body

@@ -1,18 +1,14 @@
 """The toy service: something with a health endpoint that can fall ill, die and come back with a new version.
 
-As a program: `python service.py --port 8080 --version 1.0.0 --not-ready-for 3`.
+As a program: `python -m kit.peers.service --port 8080 --version 1.0.0 --not-ready-for 3`.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from typing import Any
 
-if not __package__:  # run as a script
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from peers.server import Answer, Peer, Request, arguments, run
+from kit.peers.server import Answer, Peer, Request, arguments, run
 
 
 class ToyService(Peer):
