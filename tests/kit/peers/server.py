@@ -28,6 +28,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple, Self
 
+import kit.peers.tls  # noqa: F401  # its faults are in the catalogue
 from kit.peers.faults import Fault, resolve
 
 CONNECT = "connect"  # the operation of a connection that has not asked for anything yet
@@ -107,6 +108,7 @@ class Peer:
         self._going = threading.Event()  # clear while paused
         self._going.set()
         self._server: _Server | None = None
+        self.tls = tls
         self._context: ssl.SSLContext | None = None
         if tls:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -227,6 +229,12 @@ class Peer:
                 raise TimeoutError(f"not true within {timeout} s; counts: {dict(self._counts)}")
             time.sleep(0.01)
         return True
+
+    def certify(self, certificate: str, key: str) -> None:
+        """Show another certificate from the next connection on. Only for a peer with `tls`."""
+        assert self._context, "the peer speaks no TLS"
+        self.tls = certificate, key
+        self._context.load_cert_chain(certificate, key)
 
     def say(self, text: str) -> None:
         """Print a line where the peer is verbose."""
