@@ -4,7 +4,7 @@ Each fault is played as soon as a connection is open (CONNECT), at a Peer with `
 bytes below the peer's own TLS. TLS_FAULTS holds one of each by name, FACTORIES how to make others:
 
     peer.play(CONNECT, "tls_hello_requests", times=None)
-    peer.play(CONNECT, ["tls_alert", 48])
+    peer.play(CONNECT, ["tls_fatal", 48])
 
 All are bounded in time, and end as soon as the client goes away or the peer stops.
 """
@@ -287,7 +287,7 @@ def tls_reset(exchange: Exchange) -> None:
 
 
 @factory
-def tls_alert(exchange: Exchange, code: int = ALERTS["handshake_failure"]) -> None:
+def tls_fatal(exchange: Exchange, code: int = ALERTS["handshake_failure"]) -> None:
     """This fatal alert after the ClientHello."""
     heard(exchange).send(record(ALERT, bytes([FATAL, code])))
 
@@ -513,7 +513,7 @@ def tls_key_updates(exchange: Exchange, answer: bool = False) -> None:
 # The catalogue: what comes instead of a handshake or in it, ...
 SHAKING: dict[str, Fault] = {
     **{name: tls_flood(block, start) for name, (block, start) in FLOODS.items()},
-    **{f"tls_alert_{name}": tls_alert(code) for name, code in ALERTS.items()},
+    **{f"tls_alert_{name}": tls_fatal(code) for name, code in ALERTS.items()},
     "tls_drip": tls_drip(),
     "tls_silence": tls_silence(),
     "tls_close": tls_close(),
