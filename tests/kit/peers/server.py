@@ -369,6 +369,7 @@ class Exchange(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError, ValueError):  # the client went away, or the peer stops
             self.close_connection = False
             if fault := self.server.peer._due(CONNECT):
+                self.server.peer.say(f"{CONNECT} -> fault {getattr(fault, '__name__', fault)}")
                 fault(self)
             if not self.close_connection:
                 super().handle()
@@ -482,12 +483,33 @@ def arguments(description: str, port: int) -> argparse.ArgumentParser:
     return parser
 
 
+class _Control(Peer):
+    """A way to script a peer that no fault of TLS closes: its `/_control` on a plain port."""
+
+    def __init__(self, peer: Peer) -> None:
+        super().__init__(port=peer.port + 1)
+        self.peer = peer
+
+    def state(self) -> dict[str, object]:
+        """Return the peer's."""
+        return self.peer.state()
+
+    def control(self, command: str, value: Any) -> None:
+        """Do one command to the peer."""
+        self.peer.control(command, value)
+
+
 def run(peer: Peer, name: str) -> int:
-    """Serve until SIGTERM or SIGINT. The first line printed ends with the URL."""
+    """Serve until SIGTERM or SIGINT. The first line printed ends with the URL.
+
+    A peer that speaks TLS is scripted at the next port, on loopback and in clear.
+    """
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # taken below, never in the middle of something
     try:
         peer.start()
+        if peer.tls:
+            _Control(peer).start()
     except OSError as error:
         print(f"{name}: cannot listen on {peer.host}:{peer.port}: {error.strerror}", flush=True)
         return 1
