@@ -15,10 +15,10 @@ from kit.peers.server import CONNECT, Exchange
 from kit.peers.service import ToyService
 from kit.sidecar import FOREVER, NAME, Sidecar, odd_lines, unreadable
 
-TCP = "SERVICE_HEALTH_CHECK=tcp"
+TCP = "SERVICE_HEALTH_CHECK(=| to )tcp"
 LIKE_TLS = "looks like a TLS port"
 CLIENT_CERTIFICATE = "client certificate"
-NO_TLS = "http://|no TLS"
+NO_TLS = r"SERVICE_SCHEME to http\b|REGISTRY_URL with http://"
 HTTP2 = b"\0\0\x06\4\0\0\0\0\0\0\5\0\0\x40\0" + b"\0\0\x08\7\0\0\0\0\0\0\0\0\0\0\0\0\1"
 
 
@@ -186,6 +186,7 @@ def test_a_compressed_error_is_unpacked_or_called_so(
         line = sidecar.wait_for("Service not found|Heartbeat failed")
         assert sidecar.stop()[0] == 0
     assert says(f"Service not found|compressed|{coding}", line)
+    assert not re.search(r"\\x|\ufffd", sidecar.log)
     assert odd_lines(sidecar.lines) == []
     assert unreadable(sidecar.lines) == []
 

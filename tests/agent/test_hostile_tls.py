@@ -24,8 +24,8 @@ from kit.sidecar import FOREVER, NAME, Sidecar, odd_lines, unreadable, wait_unti
 INTERVAL = 1.0  # seconds; the deadline of an exchange is half of it
 LATE = 1.0  # second that an exchange may take beyond its deadline
 STOP = 3.0  # seconds for a stop
-SLACK = 1.0  # seconds that a loaded machine may add to a stop
-RECOVERY = 20.0  # seconds
+SLACK = 3.0  # seconds that a loaded machine may add to a stop, or a start
+RECOVERY = 30.0  # seconds, on a loaded machine
 MEMORY = 60_000  # kB, at any moment
 LANES = 4  # agents side by side
 # What goes on for as long as the agent lets it.
@@ -50,12 +50,14 @@ HOLDING = [
 # A good status has come, so the agent may take it for an answer.
 UNCLEAR = {
     "tls_tiny_handshake",
+    "tls_cut_headers",
     "tls_cut_body",
     "tls_cut_open_body",
     "tls_cut_open_body_12",
     "tls_tickets",
     "tls_long_chain",
     "tls_pours_after_its_end",
+    "tls_drip_body",
     *(name for name in TLS_FAULTS if "records" in name or "sealed" in name or "_key_" in name),
     "tls_huge_body",
 }
@@ -65,6 +67,10 @@ BAD = {
     "service": "Health probe .* failed",
 }
 SIDES = pytest.mark.parametrize("side", ["registry", "service"])
+FEW = ("tls_hello_requests", "tls_tiny_records", "tls_key_updates_asked", "tls_drip_body")
+EACH = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FEW)) for name in HOLDING]
+)
 
 
 class Place:
@@ -91,7 +97,7 @@ class Place:
             self.service,
             Sidecar(self.registry, self.service, **(self.settings | settings)) as sidecar,
         ):
-            sidecar.wait_for("Heartbeat accepted")
+            sidecar.wait_registered(timeout=RECOVERY)
             yield sidecar
 
     def peer(self, side: str) -> Peer:
@@ -139,8 +145,8 @@ def suffer(sidecar: Sidecar, peer: Peer, side: str, name: str) -> None:
     pattern = BAD[side] + (f"|{GOOD}" if name in UNCLEAR else "")
     played = Played(name)
     peer.play(CONNECT, played, times=FOREVER)
-    wait_until(lambda: played.at, 15)
-    judged = wait_until(lambda: judgements(sidecar, pattern, played.at), 15, sidecar.log)
+    wait_until(lambda: played.at, RECOVERY)
+    judged = wait_until(lambda: judgements(sidecar, pattern, played.at), RECOVERY, pattern)
     assert judged[0] - played.at < INTERVAL / 2 + LATE
     peer.sane()
     beats = sidecar.count("Heartbeat accepted")
@@ -162,7 +168,7 @@ def suffer_each(directory: Path, side: str, names: list[str]) -> None:
 
 
 @pytest.mark.timeout(300)
-@SIDES
+@pytest.mark.parametrize("side", ["service", pytest.param("registry", marks=pytest.mark.slow)])
 def test_every_exchange_ends_in_time_and_the_agent_recovers(tmp_path: Path, side: str) -> None:
     in_lanes(suffer_each, tmp_path, side)
 
@@ -171,11 +177,11 @@ def test_every_exchange_ends_in_time_and_the_agent_recovers(tmp_path: Path, side
 
 
 @SIDES
-@pytest.mark.parametrize("name", HOLDING)
+@EACH
 def test_it_stops_in_the_middle(tmp_path: Path, side: str, name: str) -> None:
     """At the registry, the deregistration meets the same once more."""
     place = Place(tmp_path)
-    with place.open(HEARTBEAT_INTERVAL=6) as sidecar:
+    with place.open(HEARTBEAT_INTERVAL=2) as sidecar:
         played = Played(name)
         place.peer(side).play(CONNECT, played, times=FOREVER)
         wait_until(lambda: played.at, 15, every=0.001)
@@ -197,7 +203,7 @@ def look(place: Place, **settings: object) -> Sidecar:
     return sidecar
 
 
-@pytest.mark.parametrize("name", HOLDING)
+@EACH
 def test_a_check_of_both_ends(tmp_path: Path, name: str) -> None:
     place = Place(tmp_path)
     with place.registry, place.service:
@@ -205,9 +211,9 @@ def test_a_check_of_both_ends(tmp_path: Path, name: str) -> None:
             peer.play(CONNECT, name, times=FOREVER)
         began = time.monotonic()
         with look(place) as check:
-            assert check.wait(15) in (0, 1)  # some of them bring a good status
-            # The probe, the list and, where that brings no answer, perhaps one request more.
-            assert time.monotonic() - began < 3 * INTERVAL / 2 + 2 * LATE
+            assert check.wait(30) in (0, 1)  # some of them bring a good status
+            # The probe, the list, the token.
+            assert time.monotonic() - began < 3 * (INTERVAL / 2 + LATE) + SLACK
             assert unreadable(check.lines) == []
 
 
@@ -221,5 +227,5 @@ def test_a_check_ends_at_a_signal(tmp_path: Path, side: str, name: str) -> None:
         wait_until(lambda: played.at, 15)
         code, seconds = check.stop()
         assert code in (1, 130)  # 1 where the budget has ended it first
-        assert seconds < STOP
+        assert seconds < STOP + SLACK
         assert unreadable(check.lines) == []

@@ -13,7 +13,7 @@ from kit.sidecar import Sidecar, odd_lines
 
 HOST = "127.0.0.1"
 SIDES = pytest.mark.parametrize("side", ["registry", "service"])
-FAILED = "failed|refused|DOWN"
+FAILED = "Heartbeat failed|Registration failed|Health probe|refused|DOWN"
 
 
 class Place:

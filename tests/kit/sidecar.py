@@ -208,8 +208,8 @@ def odd_lines(lines: Iterable[str]) -> list[str]:
     return [line for line in own if not (LINE.fullmatch(line) and line.isprintable())]
 
 
-# What no reader needs: a library's place, its constants, a capital made small, binary rubbish.
-RUBBISH = re.compile(r"_ssl\.c|\[SSL|\[X509|Traceback|\b[a-z][A-Z]{2,}|\ufffd|(\\x[0-9a-f]{2}){4}")
+# What no reader needs: a library's place, its constants, a capital made small.
+RUBBISH = re.compile(r"_ssl\.c|\[SSL|\[X509|Traceback|\b[a-z][A-Z]{2,}")
 CONSTANT = re.compile(r"\b[A-Z0-9]+(?:_[A-Z0-9]+)+\b")
 OURS = re.compile("(SERVICE|REGISTRY|VERTICE|HEARTBEAT|INITIAL|DEREGISTER|DRAIN|LOG|SSL)_[A-Z_]+")
 
