@@ -23,6 +23,7 @@ again     True: whenever the agent changes how it takes signals, one more SIGTER
 
 from __future__ import annotations
 
+import _thread
 import builtins
 import json
 import os
@@ -70,7 +71,7 @@ class Stage:
 # The agent's side.
 
 path = Path(sys.argv[1]) if __name__ == "__main__" else Path()
-resolve, start = socket.getaddrinfo, threading.Thread.start
+resolve, start_new = socket.getaddrinfo, _thread.start_new_thread
 monotonic, clock_gettime, sleep = time.monotonic, time.clock_gettime, time.sleep
 take_signal = signal.signal
 skipped = 0.0  # seconds
@@ -113,10 +114,11 @@ def look_up(
     return answer
 
 
-def start_thread(self: threading.Thread) -> None:
+def start_thread(*arguments: Any) -> int:
+    """Do what _thread.start_new_thread does, and so threading, where there is a thread."""
     if not scenery().get("threads", True):
         raise RuntimeError("can't start new thread")
-    start(self)
+    return start_new(*arguments)
 
 
 def skip(seconds: Any) -> None:
@@ -151,7 +153,8 @@ class SlowEnd:
 def main() -> None:
     """Set the stage, and run the agent on it as `python agent.py` would."""
     socket.getaddrinfo = look_up
-    threading.Thread.start = start_thread  # type: ignore[method-assign]
+    _thread.start_new_thread = start_thread
+    threading._start_new_thread = start_thread  # type: ignore[attr-defined]
     if "jumping" in scenery() or "ahead" in scenery():
         time.monotonic, time.clock_gettime = moved_monotonic, moved_clock
     if "jumping" in scenery():
