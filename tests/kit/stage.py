@@ -10,6 +10,7 @@ names     {name: [address, ...]}, or the name of an exception for the look-up to
 held      names whose look-up answers only when they are here no longer, and then what was true
           when it began
 threads   False: there is no thread to be had
+networks  what an exception says that ends the look at the list of networks, which none ever does
 jumping   True, from the start: time.sleep takes no time, but time.monotonic says that it did
 again     True: whenever the agent changes how it takes signals, one more SIGTERM comes before;
           where this is named at the start, if only as False, Python's own end takes 0.3 s
@@ -57,6 +58,7 @@ class Stage:
 
 path = Path(sys.argv[-1])
 resolve, start = socket.getaddrinfo, threading.Thread.start
+name_networks = socket.if_nameindex
 monotonic, sleep = time.monotonic, time.sleep
 take_signal = signal.signal
 skipped = 0.0  # seconds
@@ -95,6 +97,13 @@ def start_thread(self: threading.Thread) -> None:
     start(self)
 
 
+def list_networks() -> list[tuple[int, str]]:
+    """Do what socket.if_nameindex does, or fail as it never does."""
+    if words := scenery().get("networks"):
+        raise RuntimeError(words)
+    return name_networks()
+
+
 def skip(seconds: Any) -> None:
     global skipped
     skipped += seconds
@@ -117,6 +126,7 @@ class SlowEnd:
 def main() -> None:
     """Set the stage, and run the agent on it as `python agent.py` would."""
     socket.getaddrinfo = look_up
+    socket.if_nameindex = list_networks
     threading.Thread.start = start_thread  # type: ignore[method-assign]
     if scenery().get("jumping"):
         time.monotonic = lambda: monotonic() + skipped
