@@ -161,7 +161,7 @@ def test_what_a_peer_says_is_searched_in_linear_time(service: ToyService, filler
                 before, asked = process.cpu_times().user, registry.count("heartbeat")
                 wait_until(lambda: registry.count("heartbeat") >= asked + 10, 60)
                 registry.sane()
-                return process.cpu_times().user - before
+                return float(process.cpu_times().user - before)
 
             small, large = cost(16_000), cost(64_000)
             assert large < 5 * small + 0.5

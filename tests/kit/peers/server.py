@@ -181,9 +181,9 @@ class Peer:
         if server:
             server.stop()
 
-    def renew(self, tls: tuple[str, str]) -> None:
+    def certify(self, tls: tuple[str, str]) -> None:
         """Show another certificate to whoever connects from now on."""
-        assert self._context is not None, "renew is for a peer that speaks TLS"
+        assert self._context is not None, "only a peer that speaks TLS"
         self._context.load_cert_chain(*tls)
 
     def stop_listening(self) -> None:
