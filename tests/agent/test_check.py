@@ -69,11 +69,12 @@ def faults(lines: list[str]) -> list[str]:
 def test_all_is_well(place: Place) -> None:
     assert place.check(0) == [
         "settings: fine",
+        f"HEARTBEAT_FILE, {place.settings['HEARTBEAT_FILE']}: fine, it can be written",
         "SERVICE_HOST, 127.0.0.1: fine, at 127.0.0.1",
         f"http probe of {place.service.url}/health: fine",
         "REGISTRY_URL, 127.0.0.1: fine, at 127.0.0.1",
         f"list of {place.registry.url}: fine, {NAME} is not yet listed",
-        "token: none is set, and none will be sent",
+        "token: fine, none is set, and none is asked for",
     ]
     assert place.service.count("health") == 1
 
@@ -115,7 +116,7 @@ def test_a_tls_port_without_tls_and_the_authority_that_is_missing(place: Place, 
     with ToyService(tls=tls) as service:
         place.settings["SERVICE_PORT"] = service.port
         (line,) = faults(place.check(1))
-        assert line.endswith(" (this looks like a TLS port: set SERVICE_SCHEME to https)")
+        assert "set SERVICE_SCHEME to https" in line
         (line,) = faults(place.check(1, SERVICE_SCHEME="https"))
         assert line.endswith("certificate; set SERVICE_CA_FILE to a file with its authority")
         lines = place.look(SERVICE_SCHEME="https", SERVICE_CA_FILE=ca_file).stdout.splitlines()
@@ -124,12 +125,12 @@ def test_a_tls_port_without_tls_and_the_authority_that_is_missing(place: Place, 
 
 def test_the_registry_is_down_also_at_the_port_that_only_the_host_has(place: Place) -> None:
     place.registry.stop()
-    (line,) = faults(place.check(1))
+    line = faults(place.check(1))[0]
     assert line.endswith(f"registry at {place.registry.url}: connection refused; is it up, and REGISTRY_URL right?")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 8888)) == 0:
             pytest.skip("somebody listens on port 8888")
-    (line,) = faults(place.check(1, REGISTRY_URL="http://127.0.0.1:8888"))
+    line = faults(place.check(1, REGISTRY_URL="http://127.0.0.1:8888"))[0]
     assert line.endswith("connection refused (8888 is its port on the host; inside its Docker network it is 80: "
                          "check REGISTRY_URL)")  # fmt: skip
 
@@ -137,7 +138,7 @@ def test_the_registry_is_down_also_at_the_port_that_only_the_host_has(place: Pla
 def test_a_web_page_in_place_of_the_registry(place: Place) -> None:
     place.registry.play("list", ["status", 200, "<html></html>"])
     (line,) = faults(place.check(1))
-    assert line.endswith("answered 200, a web page: set REGISTRY_URL to where the registry is")
+    assert line.endswith("answered 200, a web page; set REGISTRY_URL to where the registry is")
 
 
 def test_each_name_that_does_not_resolve_is_told_and_nothing_is_asked_there(place: Place) -> None:
@@ -194,7 +195,7 @@ def test_a_token_is_proved_by_a_heartbeat_for_a_name_that_nobody_uses(
     [
         ("REGISTRY_TOKEN", "set REGISTRY_TOKEN to the registry's token"),
         ("REGISTRY_TOKEN_FILE", "that REGISTRY_TOKEN_FILE names"),
-        ("", "none is set: set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE"),
+        ("", "and none is set"),
     ],
 )
 def test_a_token_that_the_registry_refuses_is_a_fault(
@@ -213,7 +214,7 @@ def test_a_token_that_the_registry_refuses_is_a_fault(
 def test_a_registry_that_takes_any_heartbeat_proves_no_token_and_is_no_fault(place: Place) -> None:
     """Its store is down: a heartbeat is accepted whatever its name, and its token may be wrong."""
     place.registry.store = "open"
-    assert not re.match("token: fine", token_line(place.check(0, REGISTRY_TOKEN=TOKEN)))
+    assert "not proven" in token_line(place.check(0, REGISTRY_TOKEN=TOKEN))
 
 
 # ---- the health file
@@ -255,7 +256,7 @@ def test_bad_settings_are_all_told_and_nobody_is_asked(place: Place) -> None:
 
 def test_it_stops_at_ctrl_c(place: Place) -> None:
     place.service.play("health", "hang", times=FOREVER)
-    sidecar = Sidecar(place.registry, place.service, HEARTBEAT_INTERVAL=200, SERVICE_HEALTH_TIMEOUT=100)
+    sidecar = Sidecar(place.registry, place.service, HEARTBEAT_INTERVAL=60, SERVICE_HEALTH_TIMEOUT=30)
     sidecar.script.append("--check")
     with sidecar:
         wait_until(place.service.count)

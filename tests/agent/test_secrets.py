@@ -212,7 +212,7 @@ def test_the_path_of_a_file_that_is_not_there_is_shown(tmp_path: Path) -> None:
         done = run_agent(NEEDED | {name: str(path)})
         assert done.returncode == 2
         assert f"Bad setting: {name}={path}: set it to a readable file" in done.stdout
-        assert "No such file" in done.stdout
+        assert "no such file" in done.stdout.lower()
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])
@@ -310,50 +310,6 @@ def test_url_credentials_of_the_health_endpoint_go_to_the_service_alone(
 # ---- the token changes, or is refused
 
 
-def test_a_changed_token_file_is_read_at_the_next_registration(tmp_path: Path, service: ToyService) -> None:
-    file = tmp_path / "token"
-    file.write_text("first\n")
-    with (
-        Registry(token="first") as registry,
-        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, REGISTRY_TOKEN_FILE=file) as sidecar,
-    ):
-        sidecar.wait_for("Heartbeat accepted")
-        registry.token = "second"
-        sidecar.wait_for("Heartbeat refused: .* refuses the token .*: set REGISTRY_TOKEN_FILE to")
-        sidecar.wait_for("Registration failed .* refuses the token .*: set REGISTRY_TOKEN_FILE to")
-        file.write_text(f"{TOKEN}\n")
-        registry.token = TOKEN
-        sidecar.wait_registered(times=2, timeout=30)
-        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 1)
-        assert registry.requests[-1].headers["X-Registry-Token"] == TOKEN
-        meet(sidecar, registry, "register", "echo_token")  # the new one is a secret, too
-        sidecar.stop()
-        assert not leaks(SECRET, sidecar.log)
-
-
-def test_while_the_token_file_cannot_be_read_the_token_stays(tmp_path: Path, service: ToyService) -> None:
-    file = tmp_path / "token"
-    file.write_text("first")
-    with (
-        Registry(token="first") as registry,
-        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, REGISTRY_TOKEN_FILE=file) as sidecar,
-    ):
-        sidecar.wait_registered()
-        happenings: tuple[Callable[[], object], ...] = (
-            lambda: file.write_text("\n"),
-            lambda: file.write_bytes(b"\xff\x00\x1b[2J " * 1000),
-            file.unlink,
-            file.mkdir,
-        )
-        for times, happen in enumerate(happenings, 1):
-            happen()
-            registry.forget()
-            sidecar.wait_for("WARNING REGISTRY_TOKEN_FILE cannot be read, keeping the one before: ", times)
-            sidecar.wait_registered(times + 1)
-        sidecar.stop()
-        assert not odd_lines(sidecar.lines)
-
-
 @pytest.mark.parametrize(
     ("variable", "dialect"),
     [
@@ -370,17 +326,21 @@ def test_a_refused_token_is_explained_with_the_variable_to_set(
     file = tmp_path / "token"
     file.write_text(TOKEN)
     settings: dict[str, Any] = {variable: file if variable.endswith("FILE") else TOKEN} if variable else {}
-    advice = f"set {variable or 'REGISTRY_TOKEN or REGISTRY_TOKEN_FILE'} to the registry's token"
+    refused = f"refuses the token .*Invalid registry token.*set {variable} to the registry's token"
+    if variable == "REGISTRY_TOKEN_FILE":
+        refused = "refuses the token .*: put the registry's token into the file that REGISTRY_TOKEN_FILE names"
+    if not variable:
+        refused = "asks for a token, and none is set .*: set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE"
     with (
         Registry(token=TOKEN if variable else None, dialect=dialect) as registry,
         Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, **settings) as sidecar,
     ):
         sidecar.wait_for("Heartbeat accepted")
         registry.token = "another"
-        sidecar.wait_for(f"Heartbeat refused: .* refuses the token .*Invalid registry token.*: {advice}")
-        sidecar.wait_for(f"Registration failed .* refuses the token .*Invalid registry token.*: {advice}")
+        sidecar.wait_for(f"Heartbeat failed .* {refused}")
+        sidecar.wait_for(f"Registration failed .* {refused}")
         sidecar.stop()
-        assert sidecar.count(f"Deregistration failed: .* refuses the token .*: {advice}") == 1
+        assert sidecar.count(f"Deregistration failed: .* {refused}") == 1
         assert not leaks(SECRET, sidecar.log)
 
 
