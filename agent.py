@@ -357,7 +357,7 @@ class Record:
 
         An accepted one leaves no gap, whether the record still lives by then or not.
         """
-        return self.left() <= self.settings.heartbeat_interval / 2
+        return self.left() <= self.settings.heartbeat_interval / 4
 
     def share(self) -> float:
         """Return the deadline of a request of which more may follow: half of what is left."""
@@ -602,7 +602,7 @@ class Registry:
         wrong_place = answer.ok or 300 <= answer.status < 400 or answer.status in (404, 405, 406)
         fix = fixes[NOT_HTTP] if wrong_place else fixes.get(answer.proof, "")
         if fix:
-            return f"{said}; {fix}"
+            return f"{said}: {fix}"
         refused = isinstance(answer.failure, ConnectionRefusedError) and not self.reached
         return said + (self.PORT_HINT if refused and self.peer.wire.port == 8888 else "")
 

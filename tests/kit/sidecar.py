@@ -68,6 +68,7 @@ class Sidecar:
         self.times: list[float] = []  # monotonic, one for each line
         self.python = [sys.executable, "-I"]
         self.script = [str(AGENT)]  # and its arguments
+        self.health_script = [str(HEALTHCHECK)]
         self.stdout = subprocess.PIPE  # or a descriptor; then nobody reads it
 
     def start(self) -> Self:
@@ -154,7 +155,7 @@ class Sidecar:
     def health(self, *arguments: str) -> tuple[int, str]:
         """Run healthcheck.py as Docker does; return the exit code and all that it printed."""
         done = subprocess.run(
-            [sys.executable, "-I", str(HEALTHCHECK), *arguments],
+            [sys.executable, "-I", *self.health_script, *arguments],
             env=environment(self.settings),
             capture_output=True,
             text=True,

@@ -156,11 +156,16 @@ class Peer:
     def port(self) -> int:
         """The port; chosen at the first look where it was 0, so that it is known before the start."""
         if not self._port:
-            with socket.socket() as probe:
+            with socket.socket(self.family) as probe:
                 # A process that another thread starts holds this socket, too, for a moment: let it hinder nobody.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self._port = _bind_somewhere(lambda port: probe.bind((self.host, port)))
         return self._port
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The family of the host's address."""
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     @property
     def url(self) -> str:
@@ -292,7 +297,7 @@ class _Server(socketserver.ThreadingTCPServer):
         self.context = context
         self.stopping = threading.Event()
         self.open: dict[socket.socket, int] = {}  # connection: its number
-        self.address_family = socket.AF_INET6 if ":" in peer.host else socket.AF_INET
+        self.address_family = peer.family
         super().__init__((peer.host, peer.port), Exchange)
 
     def get_request(self) -> tuple[socket.socket, Any]:
