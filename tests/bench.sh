@@ -4,4 +4,5 @@ set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . tests/venv.sh
 make_venv requirements.txt tests/requirements.txt
-exec "$python" tests/bench/run.py "$@"
+export PYTHONPATH=tests
+exec "$python" -m bench.run "$@"

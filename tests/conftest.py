@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
-from peers.registry import Registry
-from peers.service import ToyService
+
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
 
 # The same examples in each run, and none judged by its speed. `--hypothesis-profile search` looks further.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

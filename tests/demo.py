@@ -30,8 +30,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
-from harness import NAME, ROOT, Sidecar, wait_until
-from peers.service import ToyService
+from kit.peers.service import ToyService
+from kit.sidecar import NAME, TESTS, Sidecar, wait_until
 
 TTL, INTERVAL = 4.0, 2.0  # seconds; they stand for 60 and 30
 PATIENCE = 20.0  # seconds after which a step has failed; a quick machine needs a third of it
@@ -107,9 +107,9 @@ class Agent(Sidecar):
 class Program:
     """A peer as a process of its own, which can be killed and started again on the same port."""
 
-    def __init__(self, script: str, port: int = 0) -> None:
-        """Args: file name in tests/peers; port, 0 lets it choose a free one."""
-        self.script, self.port = script, port
+    def __init__(self, name: str, port: int = 0) -> None:
+        """Args: which of kit.peers; port, 0 lets it choose a free one."""
+        self.name, self.port = name, port
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -118,9 +118,10 @@ class Program:
 
     def start(self, *options: str) -> None:
         """Start it and wait until it listens. Raises StepError where it does not."""
-        command = [sys.executable, str(ROOT / "tests" / "peers" / self.script), f"--port={self.port}", *options]
+        command = [sys.executable, "-m", f"kit.peers.{self.name}", f"--port={self.port}", *options]
         self.process = subprocess.Popen(
             command,
+            cwd=TESTS,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -132,7 +133,7 @@ class Program:
         said = self.process.stdout.readline() if in_time else ""
         if " listening on " not in said:
             said += self.kill()
-            raise StepError(f"{self.script} does not start: {said or 'it printed nothing'}")
+            raise StepError(f"{self.name} does not start: {said or 'it printed nothing'}")
         self.port = urlsplit(said.split()[-1]).port or 0
 
     def kill(self) -> str:
@@ -152,7 +153,7 @@ class Program:
             response = connection.getresponse()
             body = response.read().decode()
         except (OSError, http.client.HTTPException) as error:
-            raise StepError(f"{self.script} does not answer: {error!r}") from None
+            raise StepError(f"{self.name} does not answer: {error!r}") from None
         finally:
             connection.close()
         return response.status, json.loads(body) if body.startswith(("{", "[")) else body
@@ -198,8 +199,8 @@ class Demo:
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
         self.signals: list[int] = []  # those that came; looked at in every wait, so that nothing is left half done
-        self.registry: Program = Program("registry.py")
-        self.service = Program("service.py")
+        self.registry: Program = Program("registry")
+        self.service = Program("service")
         self.agent: Agent | None = None
         self.step = "set-up"
 

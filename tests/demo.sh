@@ -5,4 +5,5 @@ set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . tests/venv.sh
 make_venv requirements.txt
-exec "$python" tests/demo.py "$@"
+export PYTHONPATH=tests
+exec "$python" -m demo "$@"

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from docker.models.containers import Container
+
 from containers.engine import (
     HARDENED,
     RUN,
@@ -27,8 +29,7 @@ from containers.engine import (
     unique,
     wait_until,
 )
-from docker.models.containers import Container
-from harness import ROOT, Sidecar
+from kit.sidecar import TESTS, Sidecar
 
 BENCH = Path(__file__).resolve().parent
 # With --init Python begins with no CPU spent: PID 1 has run the engine's own runc before it.
@@ -132,15 +133,15 @@ class Peers(NamedTuple):
 @contextlib.contextmanager
 def run_peers() -> Iterator[Peers]:
     """Start the peers, and end them afterwards."""
-    with peer("registry.py") as registry, peer("service.py") as service:
+    with peer("registry") as registry, peer("service") as service:
         yield Peers(registry, service)
 
 
 @contextlib.contextmanager
-def peer(script: str) -> Iterator[int]:
+def peer(name: str) -> Iterator[int]:
     """Run a test peer; yield its port."""
-    command = [sys.executable, str(ROOT / "tests" / "peers" / script), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", f"kit.peers.{name}", "--port", "0"]
+    with subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield int(process.stdout.readline().rpartition(":")[2])

@@ -27,8 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-if not __package__:  # run as a script
-    sys.path[:0] = [str(Path(__file__).resolve().parents[number]) for number in (1, 2)]
+from docker.errors import DockerException
+
 from bench.cpu import cpu_seconds
 from bench.image_sizes import DEFAULT_LIMIT, TLS_LIMIT, sizes
 from bench.processes import (
@@ -48,10 +48,9 @@ from bench.processes import (
     seconds_to_end,
 )
 from containers.engine import BuildError, MissingError, connect
-from docker.errors import DockerException
-from harness import ROOT
-from peers.faults import FAULTS
-from peers.registry import Registry
+from kit.peers.faults import FAULTS
+from kit.peers.registry import Registry
+from kit.sidecar import ROOT
 
 WARM_UP = 20  # heartbeats before anything is measured
 ON_ONE_CONNECTION = 100  # heartbeats

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 import pytest
 import yaml
-from harness import ROOT, environment
 
 from containers.engine import SECOND, Lab, Node, remove_container, unique
+from kit.sidecar import ROOT, environment
 
 TEMPLATE = ROOT / "docker-compose.sidecar-template.yml"
 TEMPLATE_SERVICE = "registry-sidecar"
@@ -95,7 +95,7 @@ def run(command: list[str], directory: Path, **variables: object) -> subprocess.
 
 def service(image: str, host: str = HOST, *arguments: str, healthcheck: bool = True) -> str:
     """Return the toy service for the `services` of a compose file. Arguments: the peer image; more for the service."""
-    command = ["python", "/opt/peers/service.py", "--host", "0.0.0.0", "--port", str(PORT), *arguments]
+    command = ["python", "-m", "kit.peers.service", "--host", "0.0.0.0", "--port", str(PORT), *arguments]
     test = ["CMD", "wget", "-qO-", f"http://127.0.0.1:{PORT}/health"]
     health = f"    healthcheck: {{test: {test}, interval: 1s, retries: 60}}\n" if healthcheck else ""
     return f"""\

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import docker
 import pytest
 from docker.models.networks import Network
-from harness import ROOT
 
 from containers import engine
 from containers.compose import unavailable
 from containers.engine import Images, Lab
+from kit.sidecar import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def tls_image(images: Images) -> str:
 
 @pytest.fixture(scope="session")
 def peer_image(images: Images) -> str:
-    """The embedded registry and the toy service, in /opt/peers: its tag."""
+    """The embedded registry and the toy service, as kit.peers: its tag."""
     return images.build("peers", engine.PEERS, dockerfile=engine.PEER_DOCKERFILE)
 
 

@@ -3,7 +3,7 @@
 Whatever is made here carries the label RUN with a value of this test run, so that one sweep by label finds
 it, also after a test that failed. After a run that was killed:
 
-    python tests/containers/engine.py      removes what any run has left behind
+    PYTHONPATH=tests python -m containers.engine      removes what any run has left behind
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ from docker.models.containers import Container
 from docker.models.volumes import Volume
 from docker.types import EndpointConfig
 
-if not __package__:  # run as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import harness
-from harness import NAME, ROOT
+from kit import sidecar
+from kit.sidecar import NAME, TESTS
 
-PEERS = ROOT / "tests" / "peers"
+PEERS = TESTS / "kit" / "peers"
 BASE = "python:3.11-alpine"
 RUN = "registry-sidecar-test"  # the label; its value names the run
 BUILDER = "vertice-registry-sidecar=builder"  # the label of the Dockerfile's first stage
@@ -45,8 +43,8 @@ STOPS_WITHIN = 4  # seconds: the 3 that are promised, and 1 for a busy machine
 WAIT = 60.0  # seconds to wait for what has no promised time
 PEER_DOCKERFILE = f"""\
 FROM {BASE}
-COPY . /opt/peers/
-ENV PYTHONUNBUFFERED=1
+COPY . /opt/kit/peers/
+ENV PYTHONUNBUFFERED=1 PYTHONPATH=/opt
 """
 # Engine 20.10 now and then loses the output of a command that ends at once.
 LINGER = '"$@"; code=$?; sleep 0.1; exit $code'
@@ -89,7 +87,7 @@ def unique(name: str) -> str:
 
 def wait_until(what: Callable[[], T], timeout: float, why: str) -> T:
     """Return what() once it is true. Raises AssertionError after timeout seconds."""
-    return harness.wait_until(what, timeout, why, every=0.1)  # each look is a request to the engine
+    return sidecar.wait_until(what, timeout, why, every=0.1)  # each look is a request to the engine
 
 
 def sweep(client: docker.DockerClient, run: str | None = None) -> list[str]:
@@ -257,12 +255,12 @@ class Lab:
 
     def registry(self, *arguments: str, alias: str = "registry", ttl: float = TTL, **options: Any) -> PeerNode:
         """Start the embedded registry on port 8888, with its own arguments, and wait until it answers."""
-        command = ["/opt/peers/registry.py", "--ttl", str(ttl), *arguments]
+        command = ["-m", "kit.peers.registry", "--ttl", str(ttl), *arguments]
         return self._peer(command, alias, 8888, options)
 
     def service(self, *arguments: str, alias: str = "service", **options: Any) -> PeerNode:
         """Start the toy service on port 8080, with its own arguments, and wait until it answers."""
-        return self._peer(["/opt/peers/service.py", *arguments], alias, 8080, options)
+        return self._peer(["-m", "kit.peers.service", *arguments], alias, 8080, options)
 
     def _peer(self, command: list[str], alias: str, port: int, options: Mapping[str, Any]) -> PeerNode:
         where = ["--host", "0.0.0.0", "--port", str(port), "--verbose"]

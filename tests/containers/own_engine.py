@@ -18,7 +18,8 @@ from typing import Self
 
 import docker
 from docker.errors import DockerException
-from harness import wait_until
+
+from kit.sidecar import wait_until
 
 NEEDED = ("dockerd", "setpriv", "unshare", "ip", "mount")
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"

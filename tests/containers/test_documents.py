@@ -14,8 +14,6 @@ import docker
 import pytest
 import yaml
 from docker.errors import NotFound
-from documents import blocks, occurs
-from harness import NAME
 
 from containers.compose import (
     HEALTH_OFTEN,
@@ -31,6 +29,8 @@ from containers.compose import (
     unavailable,
 )
 from containers.engine import Images, Lab, PeerNode, wait_until
+from kit.documents import blocks, occurs
+from kit.sidecar import NAME
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
@@ -40,7 +40,7 @@ HOSTS = (HOST, "vertice-threat-intel")  # in the guide's compose files
 NAMES = (REGISTRY, HOST, SIDECAR)  # the documents' containers: names of the whole engine
 SERVICE_DOCKERFILE = """\
 FROM {peers}
-CMD ["python", "/opt/peers/service.py", "--host", "0.0.0.0", "--port", "{port}"]
+CMD ["python", "-m", "kit.peers.service", "--host", "0.0.0.0", "--port", "{port}"]
 """
 JQ = f"""\
 #!{sys.executable}
@@ -124,7 +124,7 @@ def port() -> int:
 @pytest.fixture
 def registry(lab: Lab, port: int) -> PeerNode:
     """The embedded registry under the balancer's name, on port 80."""
-    command = ["python", "/opt/peers/registry.py", "--ttl", str(TTL), "--host", "0.0.0.0", "--port", "80"]
+    command = ["python", "-m", "kit.peers.registry", "--ttl", str(TTL), "--host", "0.0.0.0", "--port", "80"]
     ports = {"80/tcp": ("127.0.0.1", port)}
     return PeerNode(lab.run(lab.peer_image, command, REGISTRY, name=REGISTRY, ports=ports), 80)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
-from harness import NAME
-from peers.faults import FAULTS
 
 from containers.engine import INTERVAL, SECOND, TTL, Lab, Node, PeerNode, wait_until
+from kit.peers.faults import FAULTS
+from kit.sidecar import NAME
 
 pytestmark = pytest.mark.docker
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import docker
 import pytest
-from bench.image_sizes import DEFAULT_LIMIT, TLS_LIMIT, Sizes, sizes
-from harness import ROOT
 
 import agent
+from bench.image_sizes import DEFAULT_LIMIT, TLS_LIMIT, Sizes, sizes
 from containers.engine import BASE, RUN, BuildError, Images, Lab, has_buildx
+from kit.sidecar import ROOT
 
 pytestmark = pytest.mark.docker
 

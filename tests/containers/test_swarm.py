@@ -17,7 +17,6 @@ import docker
 import pytest
 from docker.errors import APIError, NotFound
 from docker.models.services import Service
-from documents import blocks
 
 from containers.compose import (
     HEALTH_INTERVAL,
@@ -40,6 +39,7 @@ from containers.compose import (
 )
 from containers.engine import INTERVAL, Lab, Node, PeerNode, unique, wait_until
 from containers.own_engine import OwnEngine, obstacle
+from kit.documents import blocks
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 

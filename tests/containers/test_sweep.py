@@ -8,9 +8,9 @@ from pathlib import Path
 
 import docker
 import pytest
-from harness import ROOT
 
 from containers.engine import RUN
+from kit.sidecar import ROOT
 
 pytestmark = pytest.mark.docker
 

@@ -88,7 +88,7 @@ def test_an_https_service_is_verified_by_its_own_authority(lab: Lab, tls_image: 
     files = {"ca.pem": ca.cert_pem.bytes(), "cert.pem": pem, "key.pem": certificate.private_key_pem.bytes()}
     volumes = {lab.volume(files): {"bind": "/tls", "mode": "ro"}}
     registry = lab.registry()
-    lab.run(lab.peer_image, ["python", "/opt/peers/service.py", "--host", "0.0.0.0", "--port", "8443",
+    lab.run(lab.peer_image, ["python", "-m", "kit.peers.service", "--host", "0.0.0.0", "--port", "8443",
                              "--tls", "/tls/cert.pem", "/tls/key.pem"], "service", volumes=volumes)  # fmt: skip
     settings = {"SERVICE_PORT": "8443", "SERVICE_SCHEME": "https"}
     strange = lab.sidecar({"image": tls_image}, alias="strange", **settings)

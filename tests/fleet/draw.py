@@ -1,19 +1,15 @@
-#!/usr/bin/env python3
 """Draws arrivals.png: what reaches the registry from 1,000 sidecars, with and without jitter.
 
-`python tests/fleet/draw.py`, from the project's root; it takes tests/fleet/requirements.txt.
+`PYTHONPATH=tests python -m fleet.draw`, from the project's root; it takes tests/fleet/requirements.txt.
 """
 
 from __future__ import annotations
 
 import collections
-import sys
 from pathlib import Path
 
 import matplotlib
 
-if not __package__:  # run as a script
-    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 from fleet.simulate import MINUTES
 from fleet.simulation import Trouble, simulate
 

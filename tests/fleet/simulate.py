@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """What a fleet does to its registry, by simulation: prints tables in Markdown.
 
-`python tests/fleet/simulate.py`, from the project's root; --help has the sizes, the days and the seed.
+`PYTHONPATH=tests python -m fleet.simulate`, from the project's root; --help has the sizes, the days and the seed.
 How the simulation works is in simulation.py; every row is a run of the real agent.
 """
 
@@ -12,15 +11,11 @@ import collections
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
-if not __package__:  # run as a script
-    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 import agent
 from fleet.simulation import Trouble, between, busiest, simulate
 

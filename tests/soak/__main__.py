@@ -1,4 +1,4 @@
-"""Runs the soak: `python tests/soak --seconds 600 --seed 1 --agents 8`.
+"""Runs the soak: `PYTHONPATH=tests python -m soak --seconds 600 --seed 1 --agents 8`.
 
 Real agents and services, one embedded registry, faults from both sides as the seed draws them, and pauses of
 sanity. What is promised is checked all along. Exit code: 0 all held, 1 something did not, 2 bad arguments, 130
@@ -10,15 +10,11 @@ from __future__ import annotations
 import argparse
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from harness import AGENT
-
+from kit.sidecar import AGENT
 from soak.invariants import Times
 from soak.report import report
 from soak.schedule import KINDS, Round, rounds

@@ -1,6 +1,6 @@
 """The faults that the soak plays, by name, and what the head of each looks like to a client.
 
-The names are those of tests/peers/faults.py, whatever it holds, and some that only make sense
+The names are those of kit/peers/faults.py, whatever it holds, and some that only make sense
 between the agent and its registry. Nobody keeps a list of what is a failure: each fault is played
 once, and looked at.
 """
@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
 
-from peers.faults import FAULTS, Fault, bomb, html_page, resolve
-from peers.server import Exchange, Peer
+from kit.peers.faults import FAULTS, Fault, bomb, html_page, resolve
+from kit.peers.server import Exchange, Peer
 
 SLOW = [f"slow {tenths / 10:g}" for tenths in range(1, 7)]  # late, but perhaps within the deadline
 A_LIST = ("json_list", *SLOW)  # as GET /services may bring it, if perhaps without the name

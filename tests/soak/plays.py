@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from peers.faults import Fault
-from peers.registry import STORES
-from peers.server import Exchange
-
+from kit.peers.faults import Fault
+from kit.peers.registry import STORES
+from kit.peers.server import Exchange
 from soak.catalogue import named_fault
 from soak.schedule import Episode
 from soak.unit import Aim, Unit

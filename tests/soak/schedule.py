@@ -13,8 +13,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from peers.registry import DIALECTS
-
+from kit.peers.registry import DIALECTS
 from soak.catalogue import (
     RETRY_LATER,
     RETRY_SOON,

@@ -14,11 +14,10 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness import Sidecar
-from peers.faults import Fault
-from peers.service import ToyService
-from stage import Stage
-
+from kit.peers.faults import Fault
+from kit.peers.service import ToyService
+from kit.sidecar import Sidecar
+from kit.stage import Stage
 from soak.invariants import Sample, Watch
 
 if TYPE_CHECKING:

@@ -19,10 +19,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from harness import AGENT, odd_lines
-from peers.registry import Registry
-from peers.server import Exchange, Request
-
+from kit.peers.registry import Registry
+from kit.peers.server import Exchange, Request
+from kit.sidecar import AGENT, odd_lines
 from soak.catalogue import retry_after
 from soak.invariants import FLOOD, LATE, Sample, Times, about_registry, dropped, flooded, resources
 from soak.plays import ACKNOWLEDGED, Plays

@@ -1,0 +1,255 @@
+"""Consul behind the same states: against the real one where there is a `consul`, and against the embedded one."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import agent
+from kit.consul import MASTER, ConsulAgent, cluster
+from kit.peers.consul import UNKNOWN, Consul
+from kit.peers.server import Answer, Peer, Request
+from kit.sidecar import NAME, Sampler, Sidecar, ToyService, odd_lines, run_agent, wait_until
+
+BOTH = {"SERVICE_NAME": NAME, "SERVICE_HOST": "vertice-osint"}
+REMOVED = "Service not found \\(404\\): the registry has lost the record"
+
+
+def own_id(service: Peer) -> str:
+    return f"{NAME}-127.0.0.1-{service.port}"
+
+
+# ---- the embedded one
+
+
+@pytest.mark.parametrize(
+    ("url", "reached"),
+    [
+        ("consul://consul", "http://consul:8500"),
+        ("consul://consul:", "http://consul:8500"),
+        ("Consul://consul:80/prefix/", "http://consul:80/prefix"),
+        ("consul://[::1]", "http://[::1]:8500"),
+        ("consul-tls://key@consul", "https://key@consul:8500"),
+        ("http://consul", "http://consul"),
+    ],
+)
+def test_where_consul_is_reached(url: str, reached: str) -> None:
+    assert agent.web_url(agent.read_settings(BOTH | {"REGISTRY_URL": url}).registry_url) == reached
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"SERVICE_METADATA": "a b=1"}, "SERVICE_METADATA='a b=1': for Consul, set it to"),
+        ({"SERVICE_METADATA": "consul-a=1"}, "SERVICE_METADATA=consul-a=1: for Consul"),
+        ({"SERVICE_METADATA": "a=" + 180 * "€"}, "SERVICE_METADATA=a=€.*for Consul"),
+        ({"SERVICE_METADATA": ",".join(f"k{n}=v" for n in range(65))}, "SERVICE_METADATA=.*at most 64 pairs"),
+        ({"SERVICE_ID": "a/b"}, "SERVICE_ID=a/b: set it to"),
+        ({"REGISTRY_URL": "consul:///"}, "REGISTRY_URL=consul:///: set it to"),
+    ],
+)
+def test_what_consul_cannot_take_is_refused_at_start(variables: dict[str, str], named: str) -> None:
+    done = run_agent(BOTH | {"REGISTRY_URL": "consul://127.0.0.1:1"} | variables)
+    assert done.returncode == 2
+    assert re.search(f"Bad setting: {named}", done.stdout)
+    assert odd_lines(done.stdout.splitlines()) == []
+
+
+def test_consul_s_ttl_follows_the_interval_so_a_long_one_is_no_doubt() -> None:
+    variables = BOTH | {"HEARTBEAT_INTERVAL": "600", "REGISTRY_URL": "consul://consul"}
+    assert agent.doubts(agent.read_settings(variables)) == []
+
+
+@pytest.mark.parametrize("wording", UNKNOWN)
+def test_a_lost_record_comes_back_in_each_version_s_wording(wording: str, service: ToyService) -> None:
+    service.version = "€" * 200  # is too long for Consul, in bytes
+    with Consul(wording=wording, token="secret") as consul:
+        settings = {"REGISTRY_URL": consul.consul_url, "REGISTRY_TOKEN": "secret", "SERVICE_METADATA": "zone=eu"}
+        with Sidecar(None, service, SERVICE_ID="osint:1", **settings) as sidecar:
+            sidecar.wait_for("Heartbeat accepted")
+            check = {"TTL": "4s", "Status": "passing", "DeregisterCriticalServiceAfter": "1m"}
+            assert consul.records == {
+                "osint:1": {
+                    "ID": "osint:1", "Name": NAME, "Address": "127.0.0.1", "Port": service.port,
+                    "Meta": {"zone": "eu", "status": "healthy"}, "Check": check,
+                }
+            }  # fmt: skip
+            sidecar.wait_for("WARNING version is left out of the record")
+            consul.records.clear()
+            sidecar.wait_for(REMOVED)
+            sidecar.wait_registered(times=2)
+            consul.records.clear()
+            assert sidecar.stop()[0] == 0
+            sidecar.wait_for("Service deregistered")
+            assert "secret" not in sidecar.log
+            assert odd_lines(sidecar.lines) == []
+        assert {request.headers.get("X-Consul-Token") for request in consul.requests} == {"secret"}
+        assert consul.count("other") == consul.count("get") == 0
+        assert not any("secret" in str(request.headers) for request in service.requests)
+
+
+class Place(Peer):
+    """Sends everybody somewhere else."""
+
+    target = ""
+
+    def answer(self, _request: Request) -> Answer:
+        return Answer(307, None, {"Location": self.target})
+
+
+def test_the_token_goes_nowhere_but_to_consul(service: ToyService) -> None:
+    with Peer() as elsewhere, Place() as place:
+        place.target = elsewhere.url
+        url = place.url.replace("http", "consul")
+        with Sidecar(None, service, REGISTRY_URL=url, REGISTRY_TOKEN="secret") as sidecar:
+            sidecar.wait_for("answered 307, a redirect to .*, which is not followed: set REGISTRY_URL")
+        assert elsewhere.count() == 0
+
+
+def test_a_look_asks_for_the_record() -> None:
+    with Consul(token="secret") as consul:
+        variables = BOTH | {"REGISTRY_URL": consul.consul_url, "REGISTRY_TOKEN": "secret"}
+        registry = agent.choose_registry(agent.read_settings(variables), agent.Signals())
+        assert registry.look(5).meaning == agent.LOST
+        assert registry.register({}, 5).meaning == registry.look(5).meaning == agent.ACCEPTED
+        consul.token = "other"
+        assert registry.look(5).meaning == agent.REFUSED
+        consul.token = "secret"
+        assert registry.deregister(5).meaning == agent.ACCEPTED
+        assert registry.look(5).meaning == agent.LOST
+
+
+def test_check_asks_consul_and_tells_of_a_refused_token(service: ToyService) -> None:
+    with Consul(token="secret") as consul:
+        place = {"SERVICE_HOST": "127.0.0.1", "SERVICE_PORT": service.port, "REGISTRY_URL": consul.consul_url}
+        done = run_agent(BOTH | place | {"REGISTRY_TOKEN": "secret"}, "--check")
+        assert (done.returncode, "fine, osint_service is not yet listed" in done.stdout) == (0, True)
+        done = run_agent(BOTH | place | {"REGISTRY_TOKEN": "wrong"}, "--check")
+        assert (done.returncode, "refuses the token (403: Permission denied)" in done.stdout) == (1, True)
+        assert {request.operation for request in consul.requests} == {"get"}
+
+
+# ---- the real one
+
+
+@pytest.fixture
+def consul(tmp_path: Path) -> Iterator[ConsulAgent]:
+    """A real server on its own, ready."""
+    with ConsulAgent(tmp_path) as server:
+        yield server
+
+
+@pytest.mark.slow
+def test_replicas_stand_side_by_side_and_each_comes_and_goes_for_itself(consul: ConsulAgent) -> None:
+    with ToyService() as first, ToyService() as second:
+        urls = {"REGISTRY_URL": consul.url}
+        with Sidecar(None, first, SERVICE_METADATA="zone=eu", **urls) as one, Sidecar(None, second, **urls) as two:
+            records = {record["ID"]: record for record in consul.wait_passing(2)}
+            record = records[own_id(first)]
+            assert (record["Address"], record["Port"]) == ("127.0.0.1", first.port)
+            assert record["Meta"] == {"version": "1.0.0", "status": "healthy", "zone": "eu"}
+            with Sampler(consul.passing, every=0.1) as sampler:
+                one.wait_for("Heartbeat accepted", times=8, timeout=40)
+            assert sampler.samples > 50
+            assert sampler.absences == []
+
+            consul.forget(own_id(first))
+            one.wait_for(REMOVED)
+            assert len(consul.wait_passing(2)) == 2
+
+            with Sampler(lambda: own_id(second) in {r["ID"] for r in consul.passing()}, every=0.05) as sampler:
+                code, seconds = one.stop()
+                assert [r["ID"] for r in consul.passing()] == [own_id(second)]  # gone at once
+                two.wait_for("Heartbeat accepted", times=two.count("Heartbeat accepted") + 2)
+            assert (code, seconds < 3) == (0, True)
+            assert sampler.absences == []
+            assert one.count("Service deregistered") == 1
+
+
+@pytest.mark.slow
+def test_a_dead_service_is_critical_after_its_ttl_and_passes_when_it_is_back(consul: ConsulAgent) -> None:
+    with ToyService() as service, Sidecar(None, service, REGISTRY_URL=consul.url) as sidecar:
+        consul.wait_passing()
+        service.stop()
+        died = time.monotonic()
+        consul.wait_passing(0)
+        assert time.monotonic() - died < 4 + 2  # the TTL, and what Consul takes to see that it is over
+        assert consul.known() == ["critical"]
+        sidecar.wait_for("Service is DOWN")
+        service.version = "2.0.0"
+        service.start()
+        assert consul.wait_passing()[0]["Meta"]["version"] == "2.0.0"
+
+        sidecar.process.send_signal(signal.SIGSTOP)  # frozen: critical until it goes on
+        consul.wait_passing(0)
+        sidecar.process.send_signal(signal.SIGCONT)
+        sidecar.wait_for("No heartbeat accepted for two intervals; registering again")
+        consul.wait_passing()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("empty", [True, False], ids=["empty", "with its data"])
+def test_an_agent_that_was_killed_has_the_record_again_when_it_is_back(consul: ConsulAgent, empty: bool) -> None:
+    with ToyService() as service, Sidecar(None, service, REGISTRY_URL=consul.url) as sidecar:
+        consul.wait_passing()
+        consul.kill()
+        sidecar.wait_for("failed .attempt 2.*connection refused")
+        sidecar.wait_health("registry unreachable")
+        consul.start(empty)
+        sidecar.wait_for("Registry is back", timeout=60)
+        consul.wait_leader()
+        assert [record["ID"] for record in consul.wait_passing()] == [own_id(service)]
+        assert odd_lines(sidecar.lines) == []
+
+
+@pytest.mark.slow
+def test_a_cluster_without_a_leader_costs_no_heartbeat(tmp_path: Path) -> None:
+    with (
+        cluster(tmp_path) as (servers, client),
+        ToyService() as service,
+        Sidecar(None, service, REGISTRY_URL=client.url) as sidecar,
+    ):
+        record = client.wait_passing()[0]
+        assert (record["Address"], record["Port"]) == ("127.0.0.1", service.port)
+        sidecar.wait_for("Heartbeat accepted", times=5)  # so that the agent has told the servers all
+        for server in servers[:2]:  # the third alone is no leader
+            server.kill()
+        wait_until(lambda: client.ask("GET", "/v1/status/leader").text in ('""', "No cluster leader"), 30)
+        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 5, timeout=30)
+        for server in servers[:2]:
+            server.start()
+        client.wait_leader()
+        assert client.wait_passing()[0]["ID"] == own_id(service)
+        assert sidecar.count("WARNING|ERROR") == 0
+
+        client.kill()  # the others tell nobody of what lives on a dead node
+        wait_until(lambda: not servers[0].passing(), 60, every=0.1)
+        client.start()
+        assert servers[0].wait_passing(timeout=60)[0]["ID"] == own_id(service)
+
+
+@pytest.mark.slow
+def test_acls_ask_for_the_token_and_the_log_says_which_variable_to_set(tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("wrong-token")
+    with ConsulAgent(tmp_path, acl=True) as consul, ToyService() as service:
+        with Sidecar(None, service, REGISTRY_URL=consul.url) as sidecar:
+            sidecar.wait_for("refuses the token .403: Permission denied.*set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE")
+        with Sidecar(None, service, REGISTRY_URL=consul.url, REGISTRY_TOKEN_FILE=secret) as sidecar:
+            sidecar.wait_for("refuses the token .403: ACL not found.*set REGISTRY_TOKEN_FILE to the registry's token")
+            assert consul.passing() == []
+            secret.write_text(MASTER)
+            consul.wait_passing()
+            consul.forget(own_id(service))
+            sidecar.wait_for(REMOVED)
+            consul.wait_passing()
+            consul.forget(own_id(service))
+            assert sidecar.stop()[0] == 0
+            assert sidecar.count("Service deregistered") == 1
+            assert not re.search(f"wrong-token|{MASTER}", sidecar.log)
+        assert not any(MASTER in str(request.headers) for request in service.requests)

@@ -1,0 +1,151 @@
+"""What `docker inspect` shows: the line for each state, healthy as long as the loop lives, --ready while registered."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, Sidecar, run_agent
+
+
+def test_waiting_is_healthy_and_not_ready(registry: Registry) -> None:
+    with ToyService(healthy=False) as service, Sidecar(registry, service) as sidecar:
+        sidecar.wait_health(r"^waiting for the service for \d+ s: 503: .*\n$")
+        sidecar.wait_health(r"^not ready: waiting for the service", 1, "--ready")
+
+
+def test_registering_while_the_registry_is_unreachable_is_healthy_and_not_ready(service: ToyService) -> None:
+    with Sidecar(Registry(), service) as sidecar:
+        sidecar.wait_health(r"^registry unreachable for \d+ s \(attempt \d+\): connection refused\n$")
+        sidecar.wait_health(r"^not ready: registry unreachable", 1, "--ready")
+
+
+def test_registering_and_stopping_are_shown(registry: Registry, service: ToyService) -> None:
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=30) as sidecar:
+        registry.play("register", "hang")  # for a third of the interval
+        sidecar.wait_health(r"^registering for \d+ s$")
+        sidecar.wait_registered(timeout=30)
+        assert sidecar.stop()[0] == 0
+        assert re.search(r"stopping for \d+ s$", sidecar.health()[1])
+
+
+def test_a_registry_that_answers_errors_is_told_with_what_it_said(registry: Registry, service: ToyService) -> None:
+    registry.play("register", ["status", 503, {"detail": "come back later"}], times=FOREVER)
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_health(r"^registry failing for \d+ s \(attempt \d+\): 503: come back later\n$")
+
+
+def test_registered_is_healthy_and_ready(registry: Registry, service: ToyService) -> None:
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        sidecar.wait_health(r"^registered, last heartbeat \d+ s ago\n$")
+        sidecar.wait_health(r"^registered", 0, "--ready")
+
+
+def test_through_a_registry_outage_healthy_all_along_and_ready_again_at_its_end(
+    registry: Registry, service: ToyService
+) -> None:
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        registry.stop()
+        end = time.monotonic() + 7
+        while time.monotonic() < end:
+            code, line = sidecar.health()
+            assert code == 0, line
+            time.sleep(0.5)
+        assert sidecar.health("--ready")[0] == 1
+        registry.start()
+        sidecar.wait_health("^registered", 0, "--ready", timeout=30)
+
+
+def test_readiness_ends_two_intervals_after_the_last_accepted_heartbeat(
+    registry: Registry, service: ToyService
+) -> None:
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        for operation in ("heartbeat", "register"):  # not the list, whose failure ends the state at once
+            registry.play(operation, "status_500", times=FOREVER)
+        sidecar.wait_for("Heartbeat failed")
+        assert sidecar.health("--ready")[0] == 0  # one failure costs nothing
+        sidecar.wait_health("^not ready: registry failing", 1, "--ready")
+
+
+def test_readiness_ends_with_the_record_while_probes_hold_up_the_heartbeats(
+    registry: Registry, service: ToyService
+) -> None:
+    settings = {"HEARTBEAT_INTERVAL": 1, "SERVICE_HEALTH_RETRIES": 100}
+    with Sidecar(registry, service, **settings) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        service.healthy = False
+        sidecar.wait_health("^not ready: registered, last heartbeat", 1, "--ready")
+
+
+def test_through_a_service_outage_healthy_and_not_ready(registry: Registry, service: ToyService) -> None:
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        service.stop()
+        sidecar.wait_health(r"^service down for \d+ s: connection refused\n$")
+        sidecar.wait_health("^not ready: service down", 1, "--ready")
+        service.start()
+        sidecar.wait_health("^registered", 0, "--ready")
+
+
+def test_a_hanging_registry_keeps_the_promise(registry: Registry, service: ToyService) -> None:
+    registry.play("heartbeat", "hang", times=FOREVER)
+    with Sidecar(registry, service) as sidecar:
+        sidecar.wait_for("Heartbeat failed", times=2)
+        assert sidecar.health()[0] == 0
+
+
+def test_a_stopped_process_is_unhealthy_as_soon_as_its_promise_is_broken(
+    registry: Registry, service: ToyService
+) -> None:
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=1) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        sidecar.process.send_signal(signal.SIGSTOP)
+        promise = float(sidecar.heartbeat_file.read_bytes().split()[0])
+        assert promise - time.monotonic() < 1 + 0.5 + 0.5 + 5 + 0.5  # the slot, both deadlines, the grace
+        assert sidecar.health()[0] == 0
+        sidecar.wait_health("^unhealthy: the agent is [0-9]+ s late; it said: registered", 1)
+        sidecar.process.send_signal(signal.SIGCONT)
+        sidecar.wait_health("^registered", 0)
+
+
+def test_bad_settings_leave_no_heartbeat_file(tmp_path: Path) -> None:
+    path = tmp_path / "heartbeat"
+    assert run_agent({"SERVICE_PORT": "x", "HEARTBEAT_FILE": path}).returncode == 2
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["missing directory", "directory in its place"])
+def test_a_heartbeat_file_that_cannot_be_written_never_stops_the_agent(
+    registry: Registry, service: ToyService, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "none" / "heartbeat" if kind == "missing directory" else tmp_path / "heartbeat"
+    if kind == "directory in its place":
+        path.mkdir()
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, HEARTBEAT_FILE=path) as sidecar:
+        sidecar.wait_for("Heartbeat accepted", times=3)
+        assert sidecar.count("HEARTBEAT_FILE=.* cannot be written") == 1  # said once, not at every step
+        assert sidecar.health()[0] == 1
+        path.rmdir() if path.exists() else path.parent.mkdir()
+        sidecar.wait_health("^registered", 0)
+
+
+def test_the_agent_writes_the_file_by_replacing_it(registry: Registry, service: ToyService) -> None:
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.05) as sidecar:
+        sidecar.wait_for("Heartbeat accepted")
+        inodes = set()
+        for _ in range(200):
+            line = sidecar.heartbeat_file.read_bytes()
+            inodes.add(sidecar.heartbeat_file.stat().st_ino)
+            assert line.count(b"\n") == 1
+            assert line.endswith(b"\n")
+            time.sleep(0.002)
+    assert len(inodes) > 1

@@ -1,0 +1,248 @@
+"""A log that nobody takes: it costs lines, which are counted, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+import agent
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, Sampler, Sidecar, odd_lines, wait_until
+
+LOSS = re.compile(r"(\d+) lines of the log were dropped")
+PIPE = 8192  # bytes; a pipe of one page alone would be full with any line in it
+ROOM = 1000  # bytes; enough for the first lines and a few heartbeats'
+PROMISE = 3.0  # seconds, for a stop
+
+
+class StalledSidecar(Sidecar):
+    """Its log goes into a pipe with little room left, which nobody reads before `read`."""
+
+    room = ROOM
+
+    def start(self) -> Self:
+        self.read_end, self.stdout = os.pipe()
+        fcntl.fcntl(self.stdout, fcntl.F_SETPIPE_SZ, PIPE)
+        os.write(self.stdout, b"\n" * (PIPE - self.room))
+        try:
+            return super().start()
+        finally:
+            os.close(self.stdout)
+
+    def read(self) -> None:
+        """Read the log from now on, without what was in the pipe before."""
+        self.process.stdout = os.fdopen(self.read_end, errors="surrogateescape")
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def heard(self, line: str) -> None:
+        if line:
+            super().heard(line)
+
+    def close(self) -> None:
+        super().close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # where a shell started it and has not seen its end
+        if self.process.stdout is None:
+            os.close(self.read_end)
+
+
+def assert_stops(sidecar: Sidecar, number: int = signal.SIGTERM) -> None:
+    code, seconds = sidecar.stop(number)
+    assert code == 0
+    assert seconds < PROMISE
+
+
+# ---- nothing else suffers
+
+
+def test_heartbeats_go_on_and_so_does_all_else(registry: Registry, service: ToyService) -> None:
+    with StalledSidecar(registry, service, HEARTBEAT_INTERVAL=0.3) as sidecar:
+        wait_until(lambda: registry.record(NAME))
+        with Sampler(lambda: registry.record(NAME)) as sampler:
+            wait_until(lambda: registry.count("heartbeat") > 10)
+        assert not sampler.absences
+        registry.forget()
+        wait_until(lambda: registry.record(NAME))
+        assert sidecar.health()[0] == 0
+        assert_stops(sidecar)
+    assert registry.record(NAME) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "number"),
+    [
+        ("waiting", signal.SIGTERM),
+        ("backing-off", signal.SIGINT),
+        ("hanging", signal.SIGTERM),
+        ("service-down", signal.SIGINT),
+    ],
+)
+def test_a_stop_is_heard_in_every_state(
+    registry: Registry, service: ToyService, state: str, number: int
+) -> None:
+    """The log is full before its first line."""
+    if state == "waiting":
+        service.healthy = False
+    elif state == "backing-off":
+        registry.play("register", "status_500", times=FOREVER)
+    elif state == "hanging":
+        registry.play("register", "hang", times=FOREVER)
+    else:
+        service.play("health", "status_503", times=FOREVER, after=1)
+    interval = 0.5 if state == "service-down" else 6
+    sidecar = StalledSidecar(registry, service, HEARTBEAT_INTERVAL=interval)
+    sidecar.room = 0
+    with sidecar:
+        wait_until(lambda: registry.count("register") or service.count() > 1)
+        if state == "service-down":
+            wait_until(lambda: service.count() > 5)
+        assert_stops(sidecar, number)
+
+
+def test_refused_settings_end_it_all_the_same() -> None:
+    sidecar = StalledSidecar(SERVICE_PORT=0)
+    sidecar.room = 0
+    with sidecar:
+        assert sidecar.process.wait(10) == 2
+
+
+# ---- what was lost is told
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_was_dropped_is_counted_and_told(
+    registry: Registry, service: ToyService, form: str
+) -> None:
+    """No line is torn, and none lost without being counted."""
+    settings = {"LOG_FORMAT": form, "HEARTBEAT_INTERVAL": 0.5, "SERVICE_HEALTH_CHECK": "none"}
+    with StalledSidecar(registry, service, **settings) as sidecar:
+        wait_until(lambda: registry.count("heartbeat") > 10)
+        sidecar.read()
+        assert "WARNING" in sidecar.wait_for(LOSS.pattern)
+        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 3)
+        assert_stops(sidecar)
+        assert sidecar.count("Service deregistered")
+        (dropped,) = map(int, LOSS.findall(sidecar.log))
+        assert dropped > 0
+        # Four lines until the first heartbeat, one for each, and two of the stop.
+        written = 4 + registry.count("heartbeat") + 2
+        assert len(sidecar.lines) - 1 + dropped == written
+        if form == "json":
+            assert all(json.loads(line)["message"] for line in sidecar.lines)
+        else:
+            assert not odd_lines(sidecar.lines)
+
+
+# ---- whatever stdout is
+
+
+def stream() -> tuple[int, int]:
+    """Return both ends of a socket."""
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+@pytest.mark.parametrize(("kind", "room"), [(os.openpty, 20), (stream, 0)])
+def test_a_terminal_or_a_socket_that_nobody_reads_stops_nothing(
+    registry: Registry, service: ToyService, kind: Callable[[], tuple[int, int]], room: int
+) -> None:
+    """Docker gives a container a terminal where its compose file says `tty: true`."""
+    ours, theirs = kind()
+    os.set_blocking(theirs, False)
+    try:
+        while True:
+            os.write(theirs, b"x")
+    except BlockingIOError:
+        os.set_blocking(theirs, True)
+    if room:
+        os.read(ours, room)  # so that a part of a line fits
+    sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=0.3)
+    sidecar.stdout = theirs
+    with sidecar:
+        wait_until(lambda: registry.count("heartbeat") > 3)
+        assert_stops(sidecar)
+    os.close(ours)
+    os.close(theirs)
+    assert registry.record(NAME) is None
+
+
+@pytest.mark.parametrize("stdout", [">/dev/full 2>&1", ">&- 2>&-"])
+def test_a_log_that_takes_nothing_stops_nothing(
+    registry: Registry, service: ToyService, stdout: str
+) -> None:
+    """A full disk; a descriptor that is closed, whose number no socket may get."""
+    sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=1)
+    sidecar.python = ["sh", "-c", f'exec "$@" {stdout}', "sh", sys.executable, "-I"]
+    with sidecar:
+        wait_until(lambda: registry.count("heartbeat") > 2)
+        assert registry.connections == 1
+        assert_stops(sidecar)
+    assert registry.record(NAME) is None
+
+
+def test_a_stdout_shared_with_others_stays_as_it_is(
+    registry: Registry, service: ToyService
+) -> None:
+    """O_NONBLOCK would be set for all who share it, and they would lose what they write."""
+    sidecar = StalledSidecar(registry, service, HEARTBEAT_INTERVAL=0.3)
+    sidecar.python = ["sh", "-c", 'trap "" TERM; "$@"; echo done', "sh", sys.executable, "-I"]
+    with sidecar:
+        seen: set[int] = set()
+
+        def look() -> bool:
+            seen.add(flags(sidecar.pid))
+            return registry.count("heartbeat") > 10
+
+        try:
+            wait_until(look)
+        finally:
+            os.killpg(sidecar.pid, signal.SIGTERM)  # the agent; its shell does not mind
+        assert not any(flag & os.O_NONBLOCK for flag in seen)
+        sidecar.read()
+        assert sidecar.wait() == 0
+        assert sidecar.lines[-1] == "done"
+
+
+def flags(pid: int) -> int:
+    """Return the flags of a process's stdout, which all have in common who share it (Linux)."""
+    found = re.search(r"flags:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/1").read_text())
+    assert found is not None
+    return int(found[1], 8)
+
+
+def test_a_count_that_was_lost_with_its_line_is_told_with_the_next() -> None:
+    """As behind a full disk, or a reader that went away and was replaced."""
+    nobody, broken = os.pipe()
+    os.close(nobody)
+    reader, writer = os.pipe()
+    handler = agent.Log()
+    try:
+        for file in (broken, writer):
+            handler.file, handler.poller = file, select.poll()
+            handler.poller.register(file, select.POLLOUT)
+            for _ in range(3):
+                handler.emit(logging.makeLogRecord({"msg": "words", "levelname": "INFO"}))
+        lines = os.read(reader, 4096).decode().splitlines()
+    finally:
+        for file in (broken, reader, writer):
+            os.close(file)
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "WARNING 3 lines of the log were dropped because nobody read them",
+        *["INFO words"] * 3,
+    ]

@@ -1,0 +1,369 @@
+"""The token and URL credentials go to the registry and nowhere else; no peer writes into the log as it likes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+import agent
+from kit.peers.faults import FORGED, NASTY, Fault
+from kit.peers.registry import Registry
+from kit.peers.server import Exchange, Peer
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, Sidecar, environment, odd_lines, wait_until
+
+SECRET = "5f1e0c9ab7d2e386"  # no five of its characters are a port
+TOKEN = f"tok-{SECRET}"
+ODD_TOKEN = f'a/"b\\{SECRET}+%&='  # looks different in JSON, in Python's repr and in a URL
+REDIRECTS = (
+    ("health", 301), ("register", 302), ("heartbeat", 303), ("heartbeat", 300), ("list", 307), ("deregister", 308),
+)  # fmt: skip
+
+
+def meet(sidecar: Sidecar, peer: Peer, operation: str, fault: Any) -> None:
+    """Play a fault on an endpoint until the agent has judged it. After "deregister" the agent has ended."""
+    peer.play(operation, fault, times=FOREVER)
+    if operation == "register":
+        assert isinstance(peer, Registry)
+        peer.forget()
+    if operation == "deregister":
+        assert sidecar.stop()[0] == 0
+    else:
+        met = peer.count(operation)
+        wait_until(lambda: peer.count(operation) >= met + 2, 30, f"{operation} asked again in:\n{sidecar.log}")
+    peer.sane(operation)
+
+
+def messages(sidecar: Sidecar) -> list[str]:
+    """Return the messages of a log in JSON."""
+    return [str(json.loads(line)["message"]) for line in sidecar.lines]
+
+
+def leaks(secret: str, text: str) -> list[str]:
+    """Return the pieces of the secret, of 5 characters, that are in the text."""
+    return [secret[at : at + 5] for at in range(len(secret) - 4) if secret[at : at + 5] in text]
+
+
+# ---- the token in the log
+
+
+def reply(status: int, body: object = None, **headers: str) -> Fault:
+    return lambda exchange: exchange.reply(status, body, headers)
+
+
+def echoes(token: str) -> dict[str, Fault]:
+    """Return the ways in which a registry may send the token back."""
+
+    def no_http(exchange: Exchange) -> None:
+        exchange.close_connection = True
+        exchange.raw(f"X-Registry-Token: {token}\r\n\r\n".encode())
+
+    return {
+        "detail": reply(500, {"detail": f"{token} refused"}),
+        "401": reply(401, {"detail": f"Invalid registry token {token}"}),
+        "404": reply(404, {"detail": f"no {token}"}),
+        "text": reply(500, f"token {token} refused"),
+        "cut by the log": reply(500, {"detail": "x" * 185 + token}),
+        "no HTTP": no_http,
+        "path": reply(307, None, Location=f"http://127.0.0.1:9/{token}/login"),
+        "query": reply(307, None, Location=f"/login?again={token}"),
+        "credentials": reply(307, None, Location=f"http://user:{token}@127.0.0.1:9/"),
+        "escaped path": reply(307, None, Location=f"http://127.0.0.1:9/{quote(token, safe='')}/login"),
+        "lower-case escapes": reply(307, None, Location="/" + re.sub("%..", lambda m: m[0].lower(), quote(token, ""))),
+        "escaped text": reply(500, json.dumps([token])),
+        "escaped detail": reply(422, {"detail": [{"input": {"X-Registry-Token": token}}]}),
+    }
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_a_registry_that_echoes_the_token_brings_it_into_no_log(kind: str) -> None:
+    settings = {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": kind, "REGISTRY_TOKEN": ODD_TOKEN}
+    with (
+        Registry(token=ODD_TOKEN) as registry,
+        ToyService(extra={"version": ODD_TOKEN}) as service,  # a service has no token, but it may have the same
+        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.25, **settings) as sidecar,
+    ):
+        sidecar.wait_for("Heartbeat accepted")
+        shown = []
+        for fault in echoes(ODD_TOKEN).values():
+            meet(sidecar, registry, "heartbeat", fault)
+            shown.append(sidecar.heartbeat_file.read_text())
+        meet(sidecar, registry, "register", "echo_token")
+        shown += [sidecar.heartbeat_file.read_text(), sidecar.health()[1]]
+        meet(sidecar, registry, "deregister", "echo_token")
+        assert sidecar.count("Deregistration failed") == 1
+        assert sidecar.log.count("***") >= 10
+        said = "\n".join([sidecar.log, *shown])
+        assert not leaks(SECRET, said), [line for line in said.splitlines() if leaks(SECRET, line)]
+
+
+# ---- where secrets go
+
+
+def carried(peer: Peer) -> str:
+    """Return all that was sent to a peer."""
+    return "\n".join(f"{request.path}\n{request.headers}\n{request.body!r}" for request in peer.requests)
+
+
+def test_a_redirect_is_a_failure_that_names_its_target_and_the_token_goes_to_the_registry_alone(
+    service: ToyService,
+) -> None:
+    with (
+        Peer() as elsewhere,
+        Registry(token=TOKEN) as registry,
+        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.2, SERVICE_HEALTH_RETRIES=100, REGISTRY_TOKEN=TOKEN) as sidecar,
+    ):
+        sidecar.wait_for("Heartbeat accepted")
+        for operation, code in REDIRECTS:
+            target = f"{elsewhere.url}/{operation}"
+            meet(sidecar, service if operation == "health" else registry, operation, ["redirect", target, code])
+            line = sidecar.wait_for(rf"{code}, a redirect to {target}, which is not followed")
+            assert ("set REGISTRY_URL to" in line) == (operation != "health")
+        assert elsewhere.connections == 0
+        assert not leaks(SECRET, carried(service))
+        assert {request.headers["X-Registry-Token"] for request in registry.requests} == {TOKEN}
+        assert not leaks(SECRET, "".join(request.body.decode() + request.path for request in registry.requests))
+
+
+CREDENTIALS = [
+    (f"user:p%40%3a{SECRET}", f"user:p@:{SECRET}"),
+    (f"{SECRET}:", f"{SECRET}:"),  # a key as the user, as some do
+]
+
+
+@pytest.mark.parametrize(("written", "meant"), CREDENTIALS)
+def test_url_credentials_go_to_the_registry_alone(service: ToyService, written: str, meant: str) -> None:
+    basic = base64.b64encode(meant.encode()).decode()
+    with Registry() as registry:
+        url = registry.url.replace("//", f"//{written}@")
+        settings: dict[str, Any] = {"REGISTRY_URL": url, "LOG_LEVEL": "DEBUG", "HEARTBEAT_INTERVAL": 0.5}
+        with Sidecar(None, service, **settings) as sidecar:
+            sidecar.wait_for("Heartbeat accepted")
+            meet(sidecar, registry, "heartbeat", "echo_token")
+            shown = sidecar.heartbeat_file.read_text() + sidecar.health()[1]
+            meet(sidecar, registry, "register", reply(500, {"detail": f"{written} {meant}"}))
+            meet(sidecar, registry, "deregister", "echo_token")
+            assert {request.headers["Authorization"] for request in registry.requests} == {f"Basic {basic}"}
+            assert not leaks(SECRET, sidecar.log + shown)
+            assert not leaks(basic, sidecar.log + shown)
+            assert not leaks(SECRET, "".join(request.body.decode() for request in registry.requests))
+            assert not leaks(SECRET, carried(service))
+            assert "Authorization" not in carried(service)
+
+
+# ---- the token changes, or is refused
+
+
+def test_a_changed_token_file_is_read_at_the_next_registration(tmp_path: Path, service: ToyService) -> None:
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    with (
+        Registry(token="first") as registry,
+        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, REGISTRY_TOKEN_FILE=file) as sidecar,
+    ):
+        sidecar.wait_for("Heartbeat accepted")
+        registry.token = "second"
+        sidecar.wait_for("Heartbeat refused: .* refuses the token .*: set REGISTRY_TOKEN_FILE to")
+        sidecar.wait_for("Registration failed .* refuses the token .*: set REGISTRY_TOKEN_FILE to")
+        file.write_text(f"{TOKEN}\n")
+        registry.token = TOKEN
+        sidecar.wait_registered(times=2, timeout=30)
+        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 1)
+        assert registry.requests[-1].headers["X-Registry-Token"] == TOKEN
+        meet(sidecar, registry, "register", "echo_token")  # the new one is a secret, too
+        sidecar.stop()
+        assert not leaks(SECRET, sidecar.log)
+
+
+def test_while_the_token_file_cannot_be_read_the_token_stays(tmp_path: Path, service: ToyService) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+    with (
+        Registry(token="first") as registry,
+        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, REGISTRY_TOKEN_FILE=file) as sidecar,
+    ):
+        sidecar.wait_registered()
+        happenings: tuple[Callable[[], object], ...] = (
+            lambda: file.write_text("\n"),
+            lambda: file.write_bytes(b"\xff\x00\x1b[2J " * 1000),
+            file.unlink,
+            file.mkdir,
+        )
+        for times, happen in enumerate(happenings, 1):
+            happen()
+            registry.forget()
+            sidecar.wait_for("WARNING REGISTRY_TOKEN_FILE cannot be read, keeping the one before: ", times)
+            sidecar.wait_registered(times + 1)
+        sidecar.stop()
+        assert not odd_lines(sidecar.lines)
+
+
+@pytest.mark.parametrize(
+    ("variable", "dialect"),
+    [
+        ("REGISTRY_TOKEN", "documented"),
+        ("VERTICE_REGISTRY_TOKEN", "deployed"),
+        ("REGISTRY_AUTH_TOKEN", "documented"),
+        ("REGISTRY_TOKEN_FILE", "deployed"),
+        ("", "documented"),
+    ],
+)
+def test_a_refused_token_is_explained_with_the_variable_to_set(
+    tmp_path: Path, service: ToyService, variable: str, dialect: str
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    settings: dict[str, Any] = {variable: file if variable.endswith("FILE") else TOKEN} if variable else {}
+    advice = f"set {variable or 'REGISTRY_TOKEN or REGISTRY_TOKEN_FILE'} to the registry's token"
+    with (
+        Registry(token=TOKEN if variable else None, dialect=dialect) as registry,
+        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, **settings) as sidecar,
+    ):
+        sidecar.wait_for("Heartbeat accepted")
+        registry.token = "another"
+        sidecar.wait_for(f"Heartbeat refused: .* refuses the token .*Invalid registry token.*: {advice}")
+        sidecar.wait_for(f"Registration failed .* refuses the token .*Invalid registry token.*: {advice}")
+        sidecar.stop()
+        assert sidecar.count(f"Deregistration failed: .* refuses the token .*: {advice}") == 1
+        assert not leaks(SECRET, sidecar.log)
+
+
+# ---- proxies, netrc, redirects
+
+
+def test_neither_proxies_nor_netrc_come_from_the_environment(
+    tmp_path: Path, registry: Registry, service: ToyService
+) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine 127.0.0.1 login user password secret\n")
+    netrc.chmod(0o600)
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    with Peer() as proxy:
+        settings = dict.fromkeys([*names, *(name.lower() for name in names)], proxy.url)
+        settings |= {"HOME": str(tmp_path), "NETRC": str(netrc)}
+        with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.2, **settings) as sidecar:
+            wait_until(lambda: registry.count("list"), 30)
+            sidecar.stop()
+        assert registry.count("deregister") == 1
+        assert proxy.connections == 0
+        assert "Authorization" not in carried(registry) + carried(service)
+
+        # The same surroundings do tell requests to use them: first the netrc, then the proxy.
+        plainly = [sys.executable, "-c", f"import requests; requests.get({service.url!r}, timeout=20)"]
+        subprocess.run(plainly, env=environment({"NETRC": netrc}), check=True, timeout=60)
+        assert service.requests[-1].headers["Authorization"]
+        subprocess.run(plainly, env=environment(settings), check=True, timeout=60)
+        assert proxy.count() == 1
+
+
+# ---- a peer writes into the log
+
+
+def raw(text: str) -> Fault:
+    """Return a fault that sends this, in UTF-8, and closes."""
+
+    def play(exchange: Exchange) -> None:
+        exchange.close_connection = True
+        exchange.raw(text.encode("utf-8", "surrogatepass"))
+
+    return play
+
+
+EVIL = NASTY + "".join(map(chr, (*range(32), *range(0x7F, 0xA0)))) + "\u202a\u202b\u202d\u2067\u2068\u2069\u200f\udc9b"
+HEAD = "Content-Type: application/json\r\nContent-Length: 0\r\n"
+FORGERIES: dict[str, Fault] = {
+    "reason": raw(f"HTTP/1.1 500 {EVIL}\r\n{HEAD}\r\n"),
+    "reason with CR": raw(f"HTTP/1.1 500 Oops\r{FORGED}\r\n{HEAD}\r\n"),
+    "status": raw(f"HTTP/1.1 5\x1b[31m\u2028{FORGED}\r\n\r\n"),
+    "version": raw(f"HTTP/9\x1b\u202e\r{FORGED} 500 Oops\r\n\r\n"),
+    "no HTTP": raw(EVIL),
+    "header": raw(f"HTTP/1.1 500 Oops\r\nX: {EVIL}\r\n{HEAD}\r\n"),
+    "header's name": raw(f"HTTP/1.1 500 Oops\r\n\x1b{EVIL}: x\r\n{HEAD}\r\n"),
+    "Retry-After": raw(f"HTTP/1.1 429 Slow\r\nRetry-After: \x1b\x9b\r{FORGED}\r\n{HEAD}\r\n"),
+    "length": raw(f"HTTP/1.1 500 Oops\r\nContent-Length: 1\x1b\u2028, 2\r{FORGED}\r\n\r\n"),
+    "encoding": raw(f"HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n\x1b{FORGED}\r\n"),
+    "Location": raw(
+        f"HTTP/1.1 307 Moved\r\nLocation: http://x/\x1b[2J\x9b\u202e\u2028{FORGED}\r{FORGED}\r\n{HEAD}\r\n"
+    ),
+    "detail": reply(500, {"detail": EVIL}),
+    "nested detail": reply(422, {"detail": [{"msg": EVIL, EVIL: EVIL}]}),
+    "text": reply(500, EVIL),
+    "text that begins so": reply(500, f"\n{FORGED}\n{FORGED}"),
+    "not UTF-8": reply(500, b"\x1b[31m\x9b\xff\xfe\n" + FORGED.encode()),
+}
+METADATA: list[object] = [{"version": EVIL, "status": EVIL}, {"version": [EVIL], "status": {EVIL: EVIL}}]
+
+
+def check_log(sidecar: Sidecar, kind: str) -> None:
+    """Check that every line is the agent's own and can be shown on any terminal."""
+    if kind == "text":
+        assert not odd_lines(sidecar.lines)
+        return
+    assert sidecar.log.replace("\n", "").isascii()
+    assert all(line.isprintable() for line in [*sidecar.lines, *messages(sidecar)])
+    assert not [message for message in messages(sidecar) if message.startswith(FORGED)]
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_a_registry_writes_nothing_of_its_own_into_the_log(service: ToyService, kind: str) -> None:
+    with (
+        Registry() as registry,
+        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.25, LOG_LEVEL="DEBUG", LOG_FORMAT=kind) as sidecar,
+    ):
+        sidecar.wait_for("Heartbeat accepted")
+        for fault in FORGERIES.values():
+            meet(sidecar, registry, "heartbeat", fault)
+            assert sidecar.heartbeat_file.read_text().rstrip("\n").isprintable()
+        sidecar.stop()
+        assert sidecar.count(r"\\x1b\[") >= 3  # what it says is not left out, either
+        check_log(sidecar, kind)
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_a_service_writes_nothing_of_its_own_into_the_log(service: ToyService, kind: str) -> None:
+    with (
+        Registry() as registry,
+        Sidecar(
+            registry, service, HEARTBEAT_INTERVAL=0.5, SERVICE_HEALTH_RETRIES=100, LOG_LEVEL="DEBUG", LOG_FORMAT=kind
+        ) as sidecar,
+    ):
+        sidecar.wait_for("Heartbeat accepted")
+        for fault in FORGERIES.values():
+            meet(sidecar, service, "health", fault)
+            assert sidecar.heartbeat_file.read_text().rstrip("\n").isprintable()
+        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 1)
+        registrations = sidecar.count("Service registered successfully")
+        for health in METADATA:
+            changes = sidecar.count("Service has changed")
+            service.body = health
+            sidecar.wait_for("Service has changed", times=changes + 1)
+        sidecar.wait_for("Service registered successfully", times=registrations + 2)
+        sidecar.stop()
+        check_log(sidecar, kind)
+
+
+def test_no_character_of_unicode_controls_the_log() -> None:
+    few = 19  # so many at once are not cut, at 10 characters for an escaped one
+    for start in range(0, sys.maxunicode + 1, few):
+        said = agent.say_plain("".join(map(chr, range(start, min(start + few, sys.maxunicode + 1)))))
+        assert said.isprintable()
+        assert len(said) < 200
+
+
+def test_a_service_that_says_the_token_before_it_was_ever_sent_brings_it_into_no_log(
+    registry: Registry, service: ToyService
+) -> None:
+    token = "5f1e0c9ab7d2-before"
+    service.play("health", ["status", 503, {"detail": f"my token is {token}"}], times=FOREVER)
+    with Sidecar(registry, service, REGISTRY_TOKEN=token) as sidecar:
+        sidecar.wait_for(r"Waiting for the service .*my token is \*\*\*$")
+        assert token not in sidecar.log

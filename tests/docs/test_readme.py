@@ -1,0 +1,231 @@
+"""Does the README tell the truth? Its settings, its log and health lines, its commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+import agent
+from kit.documents import blocks, code, occurs, read, table
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, wait_until
+
+README, GUIDE = "README.md", "INTEGRATION_GUIDE.md"
+FIGURES = "tests/FIGURES.md"
+# The commands outside the blocks that tests/containers/test_documents.py types in: what runs them.
+RUN_ELSEWHERE = {
+    "sh tests/demo.sh": "tests/docs/test_demo.py",
+    "sh tests/demo.sh --consul": "tests/docs/test_demo.py",
+    "sh tests/run.sh": "this very run",
+    "sh tests/run.sh all": "CI",
+    "docker build -t vertice-registry-sidecar:latest .": "tests/containers/test_image.py",
+}
+PATIENCE = 10.0  # seconds
+
+
+def test_the_settings_table_is_complete_and_its_defaults_are_right() -> None:
+    rows = {code(name)[0]: default for name, default, _ in table(README, "Settings")}
+    settings = agent.read_settings({"SERVICE_NAME": "abc", "SERVICE_HOST": "abc"})._asdict()
+    del settings["vertice_registry_token"], settings["registry_auth_token"]  # in the row of REGISTRY_TOKEN
+    assert list(rows) == [name for name in rows if name.lower() in settings]
+    assert {name.lower() for name in rows} == set(settings)
+    for name, default in rows.items():
+        value = settings[name.lower()]
+        if default == "none":
+            assert not value
+        elif default != "required":
+            shown = str(value).lower() if isinstance(value, bool) else f"{value:g}" if value is float else str(value)
+            assert code(default)[0] == re.sub(r"\.0$", "", shown), name
+
+
+def real_output() -> tuple[list[str], list[str]]:
+    """Return the log and the health lines of real agents that went through all that the README tells of."""
+    health: list[str] = []
+
+    def note(sidecar: Sidecar, *patterns: str, code: int = 0) -> None:
+        health.extend(sidecar.wait_health(pattern, code, timeout=30) for pattern in patterns)
+
+    registry = Registry(ttl=4.0, dialect="deployed", token="secret")
+    service = ToyService()
+    with Sidecar(registry, service, REGISTRY_TOKEN="secret", HEARTBEAT_INTERVAL=1) as sidecar:
+        note(sidecar, "^waiting.*refused")
+        with service, registry:
+            registry.stop()
+            sidecar.wait_for("Registration failed")
+            registry.start()
+            sidecar.wait_for("Heartbeat accepted")
+            note(sidecar, "^registered")
+            registry.forget()
+            sidecar.wait_for("has lost the record")
+            registry.play("*", ["status", 503, {"detail": "come back later"}], times=FOREVER)
+            note(sidecar, "^registry failing")
+            registry.sane()
+            sidecar.wait_for("Registry is back", times=2, timeout=40)
+            registry.play("heartbeat", ["status", 200, {}], times=FOREVER)
+            wait_until(registry.names)
+            registry.forget()
+            sidecar.wait_for("does not list", timeout=40)
+            registry.sane()
+            registry.play("list", ["status", 500], times=FOREVER)
+            sidecar.wait_for("does not tell", timeout=40)
+            registry.sane()
+            registry.play("heartbeat", ["status", 200, "<html></html>"], times=1)
+            sidecar.wait_for("a web page")
+            os.kill(sidecar.pid, signal.SIGSTOP)
+            time.sleep(2.5)  # more than two intervals
+            os.kill(sidecar.pid, signal.SIGCONT)
+            sidecar.wait_for("No heartbeat accepted for two intervals")
+            registry.token = "other"
+            sidecar.wait_for("refuses the token")
+            registry.token = "secret"
+            seen = sidecar.count("Heartbeat accepted")
+            sidecar.wait_for("Heartbeat accepted", times=seen + 1, timeout=40)
+            service.stop()
+            note(sidecar, "^service down")
+            service.start()
+            sidecar.wait_for("READY again")
+            service.version = "2.0.0"
+            sidecar.wait_for("Service has changed")
+            registry.play("heartbeat", "hang")
+            sidecar.wait_for("no answer within")
+            registry.stop()
+            note(sidecar, "^registry unreachable.*refused")
+            registry.start()
+            note(sidecar, "^registered")
+            sidecar.process.kill()
+            note(sidecar, "^unhealthy: the agent is", code=1)
+            with Sidecar(registry, service, REGISTRY_TOKEN="secret", DRAIN_SECONDS=30) as draining:
+                draining.wait_registered()
+                os.kill(draining.pid, signal.SIGTERM)
+                note(draining, "draining")
+    log = list(sidecar.lines)
+    with Sidecar(None, None, SERVICE_NAME="a b", REGISTRY_URL="https://") as sidecar:
+        sidecar.wait()
+    return log + sidecar.lines, health
+
+
+def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
+    log, health = real_output()
+    # In tests/containers/test_failures.py, with a DNS server that answers nothing; in tests/agent/test_log_unread.py;
+    # in tests/agent/test_stop.py.
+    elsewhere = ("name look-up failed", "lines of the log were dropped", "Network lost: nothing but loopback for ")
+    for row in table(README, "What happens when"):
+        for quoted in code(row[2]):
+            found = any(words in quoted for words in elsewhere) or occurs(quoted, log)
+            assert found, f"{quoted!r} is not in the log:\n" + "\n".join(log)
+    for row in table(README, "Health"):
+        assert occurs(code(row[1])[0], health), f"{row[1]} is not in:\n" + "".join(health)
+    for row in table(GUIDE, "Words to search the log for"):
+        assert any(code(row[0])[0] in line for line in log), f"{row[0]} finds nothing"
+
+
+def test_the_example_to_paste_is_accepted_by_the_agent() -> None:
+    example: dict[str, Any] = yaml.safe_load(next(b.text for b in blocks(README) if b.language == "yaml"))
+    (sidecar,) = example["services"].values()
+    variables = {name: str(value) for name, value in sidecar["environment"].items()}
+    assert agent.doubts(agent.read_settings(variables)) == []
+
+
+def test_it_is_short_enough_to_be_read() -> None:
+    lines = read(README).splitlines()
+    assert len(lines) <= 240
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_every_block_and_command_is_of_a_kind_that_some_test_looks_at() -> None:
+    assert {b.language for b in blocks(README)} == {"", "yaml", "text", "console"}
+    commands = re.findall(r"(?:`|^\$ )((?:sh|docker build) [^`\n]+)", read(README), re.MULTILINE)
+    assert set(commands) == set(RUN_ELSEWHERE)
+
+
+def test_the_diagrams_fit_a_terminal_and_have_the_requests_and_states_of_the_code() -> None:
+    requests_made, states = (b.text for b in blocks(README) if not b.language)
+    for line in (requests_made + states).splitlines():
+        assert line.isascii()
+        assert len(line) <= 80
+    for row in table(README, "What the registry must offer"):
+        path = code(row[0])[0].removesuffix("/osint_service").split()[1]
+        assert path in requests_made
+    annotated = {name: getattr(method, "__annotations__", {}) for name, method in vars(agent.Agent).items()}
+    names = [name for name, hints in annotated.items() if hints.get("return") == agent.State]
+    assert len(names) == 4
+    assert [name for name in [*names, "stop"] if not re.search(rf"\b{name}\b", states)] == []
+
+
+def shape_of(content: object) -> object:
+    """Return the keys of JSON objects, whatever their values."""
+    return {key: shape_of(value) for key, value in content.items()} if isinstance(content, dict) else None
+
+
+def test_the_agent_sends_the_requests_that_the_registry_must_offer(registry: Registry, service: ToyService) -> None:
+    with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
+        wait_until(lambda: registry.count("list"), 30)
+        sidecar.stop()
+    sent = {(r.method, r.path): shape_of(r.json()) if r.body else None for r in registry.requests}
+    promised = {}
+    for request, body, _ in table(README, "What the registry must offer"):
+        method, path = code(request)[0].split()
+        promised[method, path] = shape_of(json.loads(code(body)[0])) if code(body) else None
+    assert sent == promised
+
+
+def test_the_registry_answers_them_as_it_must(registry: Registry) -> None:
+    for request, body, answer in table(README, "What the registry must offer"):
+        method, path = code(request)[0].split()
+        content = json.loads(code(body)[0]) if code(body) else None
+        got = requests.request(method, registry.url + path, json=content, timeout=PATIENCE)
+        status, _, said = code(answer)[0].partition(" ")
+        assert (got.status_code, got.json()) == (int(status), json.loads(said))
+
+
+ANSWERS = [
+    (row[0], int(status), json.loads(body or "{}"))
+    for row in table(README, "What the registry must offer", number=2)
+    for status, _, body in (answer.partition(" ") for answer in code(row[1]))
+]
+
+
+@pytest.mark.parametrize(("meaning", "status", "body"), ANSWERS)
+def test_an_answer_counts_as_it_says(registry: Registry, meaning: str, status: int, body: dict[str, str]) -> None:
+    registry.play("heartbeat", ["status", status, body], times=1)
+    settings = agent.read_settings({"SERVICE_NAME": NAME, "SERVICE_HOST": "abc", "REGISTRY_URL": registry.url})
+    assert agent.Registry(settings, agent.Signals()).heartbeat(PATIENCE).meaning == meaning
+
+
+def test_the_figures_stand_in_the_full_tables() -> None:
+    every = [row[:2] for heading in ("What one costs", "What a soak shows") for row in table(FIGURES, heading)]
+    few = table(README, "Figures")
+    assert len(few) == 6
+    assert [row for row in few if row not in every] == []
+
+
+def anchors(text: str) -> set[str]:
+    """Return what links to a document's headings are made of."""
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+
+
+@pytest.mark.parametrize("document", [README, GUIDE, FIGURES])
+def test_links_and_paths_lead_somewhere(document: str) -> None:
+    text = read(document)
+    for path in re.findall(r"\btests/[\w/*.]*\w", text):
+        assert list(ROOT.glob(path)), path
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        there = (ROOT / document).parent / path if path else ROOT / document
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+def test_the_scripts_are_plain_posix_sh() -> None:
+    for script in ROOT.glob("tests/*.sh"):
+        subprocess.run(["sh", "-n", script], check=True, env={"PATH": os.environ["PATH"]})

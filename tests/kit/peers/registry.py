@@ -1,0 +1,443 @@
+"""The embedded registry: the whole API of the service registry, its TTL, each of its oddities by a switch.
+
+As a program: `python -m kit.peers.registry --port 8888 --ttl 60 --dialect deployed --verbose`. While it runs, tests can
+script it: `curl -d '{"store":"open"}' localhost:8888/_control`, `{"play":["heartbeat","hang",null]}` (null:
+until `{"sane":"*"}`), `{"forget":null}` loses all records; `GET /_control` shows counts and records.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from kit.peers.faults import html_page
+from kit.peers.server import Answer, Peer, Request, arguments, reason, run
+
+DIALECTS = ("documented", "deployed")
+STORES = ("up", "failing", "open", "half_open", "hangs", "gone")
+ROUTES = {
+    "/register": ("POST", "register"),
+    "/heartbeat": ("POST", "heartbeat"),
+    "/services": ("GET", "list"),
+    "/health": ("GET", "health"),
+    "/metrics": ("GET", "metrics"),
+}
+NAMED_ROUTES = (("/deregister/", "DELETE", "deregister"), ("/services/", "GET", "get"))
+FAILURES = {
+    "register": "Registration failed",
+    "heartbeat": "Heartbeat failed",
+    "deregister": "Deregistration failed",
+    "list": "Failed to list services",
+    "get": "Failed to get service",
+}
+FIELDS = {
+    "register": ("service_name", "endpoint", "health_endpoint", "metadata"),
+    "heartbeat": ("service_name",),
+}
+# The `status` label of registry_operations_total for a success while the store is not up.
+LABELS = {
+    ("open", "register"): "cache_fallback",
+    ("open", "heartbeat"): "cache_mode",
+    ("open", "list"): "cache_fallback",
+    ("half_open", "register"): "circuit_breaker_open",
+}
+PUBLISHED_LIMITS = {"heartbeat": (10, 60.0), "register": (100, 1.0)}  # requests in so many seconds
+GET_WORKS_EVERY = 5  # deployed dialect: the other GETs of one record are 500 "from its cache"
+GETS_TO_BLACKOUT = 5  # so many of those 500, and nginx drops the replica
+
+
+@dataclass
+class _Record:
+    service_name: str
+    endpoint: str
+    health_endpoint: str
+    metadata: dict[str, str]
+    registered_at: float  # these two in Unix seconds
+    last_heartbeat: float
+    expires: float  # by the registry's clock
+
+
+class Registry(Peer):
+    """The registry. Its operations are register, heartbeat, deregister, list, get, health, metrics and other.
+
+    Arguments beside those of Peer (durations in seconds; all are attributes too and may be changed any time):
+    ttl; token, None asks for none; dialect, "documented" or "deployed" wording of errors; store, the state of
+    the store behind it, one of STORES ("gone": no replica is left behind nginx); linger, how long
+    GET /services shows an expired name (None: 30 in the deployed dialect, else 0); failing_delay and
+    hang_delay, how long a failing and a hanging store takes to give its 500 and 504; blackout, how long nginx
+    answers 502 after a handful of 500 from GET /services/{name}; limits, {operation: (number, seconds)},
+    answers 429 beyond; retry_after, the header of these 429; clock, monotonic seconds.
+    """
+
+    settings = (
+        *Peer.settings, "ttl", "token", "dialect", "store", "linger", "failing_delay", "hang_delay",
+        "blackout", "limits", "retry_after",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        ttl: float = 60.0,
+        token: str | None = None,
+        dialect: str = "documented",
+        store: str = "up",
+        linger: float | None = None,
+        failing_delay: float = 3.0,
+        hang_delay: float = 5.0,
+        blackout: float = 10.0,
+        limits: dict[str, tuple[int, float]] | None = None,
+        retry_after: str | float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
+        super().__init__(host, port, **options)
+        self.ttl = ttl
+        self.token = token
+        self.linger = linger
+        self.failing_delay = failing_delay
+        self.hang_delay = hang_delay
+        self.blackout = blackout
+        self.limits = limits or {}
+        self.retry_after = retry_after
+        self.clock = clock
+        self._records: dict[str, _Record] = {}
+        self._memory: dict[str, _Record] = {}  # what one replica holds while the store is down
+        self._own: set[str] = set()  # the names that were registered through this replica
+        self._recent: dict[tuple[str, str], collections.deque[float]] = {}  # for the limits
+        self._operations: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._trials = 0  # heartbeats while half open
+        self._gets = 0
+        self._get_failures = 0
+        self._blackout_until = float("-inf")
+        self._store = "up"
+        self.dialect = dialect
+        self.store = store
+
+    # Switches and views.
+
+    @property
+    def dialect(self) -> str:
+        """The wording of errors, one of DIALECTS."""
+        return self._dialect
+
+    @dialect.setter
+    def dialect(self, value: str) -> None:
+        if value not in DIALECTS:
+            raise ValueError(f"dialect is one of {', '.join(DIALECTS)}, not {value!r}")
+        self._dialect = value
+
+    @property
+    def store(self) -> str:
+        """The state of the store, one of STORES. Back to "up" forgets what was only in a replica's memory."""
+        return self._store
+
+    @store.setter
+    def store(self, value: str) -> None:
+        if value not in STORES:
+            raise ValueError(f"store is one of {', '.join(STORES)}, not {value!r}")
+        with self.lock:
+            self._store = value
+            self._trials = 0
+            if value == "up":
+                self._memory.clear()
+
+    def record(self, name: str) -> dict[str, object] | None:
+        """Return the live record of this name from the store (the memory of a replica does not count)."""
+        with self.lock:
+            return self._shown(self._live(name))
+
+    def names(self) -> list[str]:
+        """Return the names that have a live record, sorted."""
+        with self.lock:
+            return sorted(name for name in self._records if self._live(name))
+
+    def forget(self, name: str | None = None) -> None:
+        """Lose the record of this name, of all names by default, and nobody is told."""
+        with self.lock:
+            for records in (self._records, self._memory):
+                records.clear() if name is None else records.pop(name, None)
+
+    def expire(self, name: str | None = None) -> None:
+        """Let the TTL of this name, of all by default, run out now (unlike forget, the name lingers)."""
+        with self.lock:
+            for record in self._records.values():
+                if name in (None, record.service_name):
+                    record.expires = min(record.expires, self.clock())
+
+    def state(self) -> dict[str, object]:
+        """Return counts, the store's state and the live records."""
+        with self.lock:
+            records = {name: self.record(name) for name in self.names()}
+            memory = sorted(self._memory)
+            return super().state() | {"store": self.store, "records": records, "memory": memory}
+
+    def control(self, command: str, value: Any) -> None:
+        """Do one command: those of Peer, and forget and expire with a name or null."""
+        if command == "forget":
+            self.forget(value)
+        elif command == "expire":
+            self.expire(value)
+        else:
+            super().control(command, value)
+
+    # The API.
+
+    def route(self, method: str, path: str) -> str:
+        """Return the operation, "other" for what the API does not have."""
+        path = unquote(path.partition("?")[0])
+        if path in ROUTES and ROUTES[path][0] == method:
+            return ROUTES[path][1]
+        for prefix, verb, operation in NAMED_ROUTES:
+            name = path.removeprefix(prefix)
+            if verb == method and path.startswith(prefix) and name and "/" not in name:
+                return operation
+        return "other"
+
+    def label(self, request: Request) -> str:
+        """Return the service's name where the request has one, else its path."""
+        name = _name_in(request)
+        return name if isinstance(name, str) else request.path
+
+    def answer(self, request: Request) -> Answer:
+        """Answer as the registry would in its present state."""
+        operation = request.operation
+        with self.lock:
+            if self.store == "gone" or self.clock() < self._blackout_until:
+                return _nginx(502)
+            if operation == "other":
+                return self._no_route(request)
+            answer: Answer = getattr(self, f"_{operation}")(request)
+            if operation in FAILURES:
+                success = LABELS.get((self.store, operation), "success")
+                self._operations[operation, success if answer.status < 400 else "error"] += 1
+            return answer
+
+    def _register(self, request: Request) -> Answer:
+        refused = self._invalid(request) or self._limited(request.address, "register") or self._token(request)
+        if refused or (refused := self._store_down("register")):
+            return refused
+        name, endpoint, health_endpoint, metadata = (request.json()[key] for key in FIELDS["register"])
+        if "index" in self._records and name != "index":
+            return self._index_corrupt("register")
+        now = time.time()
+        record = _Record(name, endpoint, health_endpoint, metadata, now, now, self.clock() + self.ttl)
+        (self._records if self.store == "up" else self._memory)[name] = record
+        self._own.add(name)
+        message = "Service registered successfully"
+        if self.store == "half_open":
+            message = "Service registered (circuit breaker open, local cache)"
+        return Answer(201, {"message": message, "service_name": name})
+
+    def _heartbeat(self, request: Request) -> Answer:
+        name = str(_name_in(request))
+        refused = self._invalid(request) or self._limited(name, "heartbeat") or self._token(request)
+        if refused or (refused := self._store_down("heartbeat")):
+            return refused
+        if self.store == "half_open":
+            self._trials += 1
+            if self._trials % 10:
+                return self._error("heartbeat", 500, "Circuit breaker HALF_OPEN (test phase)")
+        if self.store != "open":
+            record = self._live(name)
+            if record is None:
+                return self._error("heartbeat", 404, f"Service '{name}' not registered")
+            record.last_heartbeat, record.expires = time.time(), self.clock() + self.ttl
+        return Answer(200, {"message": "Heartbeat received", "service_name": name})
+
+    def _deregister(self, request: Request) -> Answer:
+        refused = self._token(request) or self._store_down("deregister")
+        if refused:
+            return refused
+        name = _name_in(request)
+        (self._records if self.store == "up" else self._memory).pop(str(name), None)
+        return Answer(200, {"message": "Service deregistered successfully", "service_name": name})
+
+    def _list(self, _request: Request) -> Answer:
+        if refused := self._store_down("list"):
+            return refused
+        if self.store != "up":
+            return Answer(200, sorted(self._memory))
+        if self._live("index"):
+            return self._index_corrupt("list")
+        linger = (30.0 if self.dialect == "deployed" else 0.0) if self.linger is None else self.linger
+        since = self.clock() - linger
+        return Answer(200, sorted(name for name, record in self._records.items() if record.expires > since))
+
+    def _get(self, request: Request) -> Answer:
+        if self.dialect == "deployed":
+            self._gets += 1
+            if self._gets % GET_WORKS_EVERY:
+                self._get_failures += 1
+                if self._get_failures % GETS_TO_BLACKOUT == 0:
+                    self._blackout_until = self.clock() + self.blackout
+                return self._error("get", 500, "'str' object has no attribute 'get'")
+        if refused := self._store_down("get"):
+            return refused
+        name = str(_name_in(request))
+        record = self._shown(self._live(name) if self.store == "up" else self._memory.get(name))
+        return Answer(200, record) if record else Answer(404, {"detail": f"Service '{name}' not found"})
+
+    def _health(self, _request: Request) -> Answer:
+        status = "healthy" if self.store == "up" else "degraded"
+        state = self.store.upper() if self.store in ("open", "half_open") else "CLOSED"
+        redis = {"status": status, "circuit_breaker": {"state": state}}
+        active = self._active_services()
+        return Answer(200, {"status": status, "components": {"redis": redis}, "active_services": active})
+
+    def _metrics(self, _request: Request) -> Answer:
+        lines = [
+            "# HELP registry_active_services Services that were registered through this replica",
+            "# TYPE registry_active_services gauge",
+            f"registry_active_services {self._active_services()}",
+            "# HELP registry_circuit_breaker_open Whether this replica answers from its own memory",
+            "# TYPE registry_circuit_breaker_open gauge",
+            f"registry_circuit_breaker_open {int(self.store == 'open')}",
+            "# HELP registry_operations_total Operations by outcome",
+            "# TYPE registry_operations_total counter",
+        ]
+        for (operation, status), number in sorted(self._operations.items()):
+            labels = f'operation="{operation}",status="{status}"'
+            lines.append(f"registry_operations_total{{{labels}}} {number}")
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Answer(200, "\n".join(lines) + "\n", {"Content-Type": kind})
+
+    def _active_services(self) -> int:
+        """Return how many services were registered through this replica and are still known."""
+        self._own = {name for name in self._own if name in self._memory or self._live(name)}
+        return len(self._own)
+
+    # Refusals: each returns None where there is nothing to refuse.
+
+    def _no_route(self, request: Request) -> Answer:
+        path = unquote(request.path.partition("?")[0])
+        if path.endswith("/") and path[:-1] in ROUTES:  # behind nginx this redirect loses the port
+            host = request.headers.get("Host", "localhost").rpartition("@")[2]
+            host = host[: host.index("]") + 1] if host.startswith("[") else host.partition(":")[0]
+            return Answer(307, None, {"Location": f"http://{host}{path[:-1]}"})
+        if path in ROUTES:
+            return Answer(405, {"detail": "Method Not Allowed"}, {"Allow": ROUTES[path][0]})
+        return Answer(404, {"detail": "Not Found"})
+
+    def _invalid(self, request: Request) -> Answer | None:
+        """Check the fields of the body as FastAPI does."""
+        try:
+            body = request.json()
+        except (ValueError, RecursionError) as error:
+            place, why = getattr(error, "pos", 0), getattr(error, "msg", "bad encoding")
+            problem = _problem("json_invalid", "JSON decode error", {}, place)
+            return Answer(422, {"detail": [problem | {"ctx": {"error": why}}]})
+        if not isinstance(body, dict):
+            message = "Input should be a valid dictionary or object to extract fields from"
+            return Answer(422, {"detail": [_problem("model_attributes_type", message, body)]})
+        problems: list[dict[str, object]] = []
+        for field in FIELDS[request.operation]:
+            value = body.get(field)
+            if field not in body:
+                problems.append(_problem("missing", "Field required", body, field))
+            elif field != "metadata":
+                problems += _unless_text(value, field)
+            elif not isinstance(value, dict):
+                problems.append(_problem("dict_type", "Input should be a valid dictionary", value, field))
+            else:
+                for key in value:
+                    problems += _unless_text(value[key], field, key)
+        return Answer(422, {"detail": problems}) if problems else None
+
+    def _limited(self, who: object, operation: str) -> Answer | None:
+        """Count the request of this service or address; 429 beyond the limit."""
+        if operation not in self.limits:
+            return None
+        number, seconds = self.limits[operation]
+        now = self.clock()
+        recent = self._recent.setdefault((operation, str(who)), collections.deque())
+        while recent and recent[0] <= now - seconds:
+            recent.popleft()
+        if len(recent) < number:
+            recent.append(now)
+            return None
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return Answer(429, {"detail": f"Rate limit exceeded: {number} per {seconds:g} s"}, headers)
+
+    def _token(self, request: Request) -> Answer | None:
+        if self.token is None or request.headers.get("X-Registry-Token") == self.token:
+            return None
+        return self._error(request.operation, 401, "Invalid registry token")
+
+    def _store_down(self, operation: str) -> Answer | None:
+        if self.store == "failing":
+            return self._error(operation, 500, "Error connecting to the store", self.failing_delay)
+        if self.store == "hangs":
+            return _nginx(504, self.hang_delay)
+        return None
+
+    def _index_corrupt(self, operation: str) -> Answer:
+        """A service named `index` has overwritten the registry's own index of names."""
+        why = "WRONGTYPE Operation against a key holding the wrong kind of value"
+        return self._error(operation, 500, why)
+
+    def _error(self, operation: str, status: int, why: str, delay: float = 0.0) -> Answer:
+        """Word an error in the dialect: the deployed registry turns each into a 500."""
+        if self.dialect == "documented" and status != 500:
+            return Answer(status, {"detail": why}, delay=delay)
+        why = f"401: {why}" if status == 401 else why
+        return Answer(500, {"detail": f"{FAILURES[operation]}: {why}"}, delay=delay)
+
+    def _live(self, name: str) -> _Record | None:
+        record = self._records.get(name)
+        return record if record and record.expires > self.clock() else None
+
+    def _shown(self, record: _Record | None) -> dict[str, object] | None:
+        if record is None:
+            return None
+        shown = {key: value for key, value in vars(record).items() if key != "expires"}
+        return shown | {"ttl_remaining": round(record.expires - self.clock(), 1)}
+
+
+def _name_in(request: Request) -> object:
+    """Return the service's name from the path or the body, None where there is none."""
+    if request.operation in ("get", "deregister"):
+        return unquote(request.path.partition("?")[0]).rpartition("/")[2]
+    try:
+        body = request.json()
+    except (ValueError, RecursionError):
+        return None
+    return body.get("service_name") if isinstance(body, dict) else None
+
+
+def _problem(kind: str, message: str, value: object, *place: str | int) -> dict[str, object]:
+    return {"type": kind, "loc": ["body", *place], "msg": message, "input": value}
+
+
+def _unless_text(value: object, *place: str) -> list[dict[str, object]]:
+    message = "Input should be a valid string"
+    return [] if isinstance(value, str) else [_problem("string_type", message, value, *place)]
+
+
+def _nginx(status: int, delay: float = 0.0) -> Answer:
+    return Answer(status, html_page(status, reason(status)), {"Content-Type": "text/html"}, delay)
+
+
+def main() -> int:
+    """Run the registry of the command line until SIGTERM or SIGINT."""
+    parser = arguments("The embedded registry, for the demo and for tests.", 8888)
+    parser.add_argument("--ttl", type=float, default=60.0, help="life of a record in seconds (%(default)s)")
+    parser.add_argument("--token", help="the X-Registry-Token to ask for (none)")
+    parser.add_argument("--dialect", choices=DIALECTS, default="documented", help="of errors (%(default)s)")
+    parser.add_argument("--store", choices=STORES, default="up", help="state of its store (%(default)s)")
+    parser.add_argument("--linger", type=float, help="seconds that /services shows an expired name")
+    parser.add_argument("--failing-delay", type=float, default=3.0, help="of a 500 in seconds (%(default)s)")
+    parser.add_argument("--hang-delay", type=float, default=5.0, help="of a 504 in seconds (%(default)s)")
+    parser.add_argument("--blackout", type=float, default=10.0, help="of nginx in seconds (%(default)s)")
+    parser.add_argument("--limits", action="store_const", const=PUBLISHED_LIMITS, help="answer 429")
+    parser.add_argument("--retry-after", help="the header of a 429 (none)")
+    return run(Registry(**vars(parser.parse_args())), "registry")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

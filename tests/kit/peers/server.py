@@ -1,0 +1,488 @@
+"""Peer: a small threaded HTTP/1.1 server that remembers what it was asked and can be told to misbehave.
+
+A subclass says which operation a request is (`route`) and what the sane answer is (`answer`). Tests then
+script it: `peer.play("heartbeat", "reset", times=1)` breaks the next heartbeat, `peer.sane()` ends all that.
+The same scripts can be sent to a peer in another process or container as JSON to `/_control`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import errno
+import io
+import itertools
+import json
+import random
+import signal
+import socket
+import socketserver
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.message import Message
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from typing import Any, NamedTuple, Self
+
+from kit.peers.faults import Fault, resolve
+
+CONNECT = "connect"  # the operation of a connection that has not asked for anything yet
+BODY_LIMIT = 1 << 20  # bytes of a request's body
+REMEMBERED = 20_000  # requests; older ones are dropped, the counts stay
+# Below the ports that the kernel hands out to clients (Linux from 32768, macOS from 49152). Otherwise, while
+# a peer is stopped, a client that tries its port may get that very port and connect to itself.
+PORTS = (20_000, 32_000)
+
+
+class Request(NamedTuple):
+    """One request as it arrived. `at` is time.monotonic(), `size` all its bytes on the wire (inside TLS)."""
+
+    at: float
+    operation: str
+    method: str
+    path: str
+    headers: Message
+    body: bytes
+    connection: int  # numbers the TCP connections from 1
+    size: int
+    address: str
+
+    def json(self) -> Any:
+        """Return the decoded body. Raises ValueError where it is not JSON."""
+        return json.loads(self.body)
+
+
+class Answer(NamedTuple):
+    """One sane answer. Bytes and text go out as they are, None as no body, anything else as JSON."""
+
+    status: int
+    body: object = None
+    headers: Mapping[str, str] = {}
+    delay: float = 0.0  # seconds to wait before it is sent
+
+
+@dataclass
+class _Play:
+    operation: str
+    fault: Fault
+    times: int | None
+    after: int
+
+
+class Peer:
+    """An HTTP server on loopback that can be scripted. Use it as a context manager or call start and stop.
+
+    Arguments: host to listen on; port (0 takes a free one); idle_timeout in seconds after which the peer
+    closes an idle connection (nginx 65, a bare replica 5, None never); keep_alive False closes after each
+    answer; tls is (certificate file, key file); verbose prints a line for each request.
+    """
+
+    settings: tuple[str, ...] = ("idle_timeout", "keep_alive")  # what /_control may set
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        idle_timeout: float | None = 65.0,
+        keep_alive: bool = True,
+        tls: tuple[str, str] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.host = host
+        self.idle_timeout = idle_timeout
+        self.keep_alive = keep_alive
+        self.verbose = verbose
+        self.lock = threading.RLock()
+        self.requests: list[Request] = []
+        self.connections = 0  # TCP connections accepted, those for /_control alone not counted
+        self._port = port
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._plays: list[_Play] = []
+        self._numbers = itertools.count(1)
+        self._going = threading.Event()  # clear while paused
+        self._going.set()
+        self._server: _Server | None = None
+        self._context: ssl.SSLContext | None = None
+        if tls:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(*tls)
+
+    # What a subclass provides.
+
+    def route(self, _method: str, _path: str, /) -> str:
+        """Return the name of the operation that this request asks for."""
+        return "any"
+
+    def answer(self, _request: Request, /) -> Answer:
+        """Return the sane answer. Called in the thread of the connection."""
+        return Answer(200, {})
+
+    def label(self, request: Request) -> str:
+        """Return what a verbose line shows of the request beside its operation."""
+        return request.path
+
+    def state(self) -> dict[str, object]:
+        """Return what `GET /_control` shows."""
+        with self.lock:
+            return {"counts": dict(self._counts), "connections": self.connections}
+
+    def control(self, command: str, value: Any) -> None:
+        """Do one command of `POST /_control`. Raises KeyError, TypeError or ValueError on a bad one."""
+        if command == "play":
+            self.play(*value)
+        elif command == "sane":
+            self.sane(value or "*")
+        elif command == "pause":
+            (self.pause if value else self.resume)()
+        elif command in self.settings:
+            setattr(self, command, value)
+        else:
+            raise KeyError(f"{command}: not one of play, sane, pause, {', '.join(self.settings)}")
+
+    # Life.
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    @property
+    def port(self) -> int:
+        """The port; chosen at the first look where it was 0, so that it is known before the start."""
+        if not self._port:
+            with socket.socket() as probe:
+                # A process that another thread starts holds this socket, too, for a moment: let it hinder nobody.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._port = _bind_somewhere(lambda port: probe.bind((self.host, port)))
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """The base URL, without a trailing slash."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
+        return f"http{'s' if self._context else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def start(self) -> Self:
+        """Listen, again on the same port after a stop. Raises OSError where the port is taken."""
+        if self._server is None:
+            self._server = _Server(self, self._context)
+            threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Close the listening socket and all connections: from now on the peer refuses. Ends a pause."""
+        server, self._server = self._server, None
+        if server:
+            server.stop()
+
+    def stop_listening(self) -> None:
+        """Close the listening socket alone: refuse new connections, go on answering on the open ones."""
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def pause(self) -> None:
+        """Accept connections but answer nothing, like a stopped process (only /_control still works)."""
+        self._going.clear()
+
+    def resume(self) -> None:
+        """End a pause; what was asked meanwhile is now answered."""
+        self._going.set()
+
+    # The script.
+
+    def play(self, operation: str, fault: object, times: int | None = 1, after: int = 0) -> None:
+        """Answer the next requests of an operation with a fault.
+
+        Arguments: operation, "*" for all, or CONNECT for what is played as soon as a connection is
+        open, before any request; fault, a name of FAULTS, [name, parameter...] or a callable; times,
+        None for "until sane()"; after, how many requests are answered sanely first. Plays queue up:
+        the second one for an operation begins when the first has ended. Raises KeyError for an
+        unknown name.
+        """
+        with self.lock:
+            self._plays.append(_Play(operation, resolve(fault), times, after))
+
+    def sane(self, operation: str = "*") -> None:
+        """End the plays of this operation ("*": all plays)."""
+        with self.lock:
+            self._plays = [play for play in self._plays if operation not in ("*", play.operation)]
+
+    def count(self, operation: str = "*") -> int:
+        """Return how many requests of this operation ("*": of any) came so far."""
+        with self.lock:
+            return self._counts.total() if operation == "*" else self._counts[operation]
+
+    def wait_for(self, predicate: Callable[[], object], timeout: float = 10.0) -> bool:
+        """Return True as soon as predicate() is true. Raises TimeoutError after timeout seconds."""
+        end = time.monotonic() + timeout
+        while not predicate():
+            if time.monotonic() > end:
+                raise TimeoutError(f"not true within {timeout} s; counts: {dict(self._counts)}")
+            time.sleep(0.01)
+        return True
+
+    def say(self, text: str) -> None:
+        """Print a line where the peer is verbose."""
+        if self.verbose:
+            print(time.strftime("%H:%M:%S"), ascii(text)[1:-1], flush=True)
+
+    # For the handler.
+
+    def _take(self, request: Request) -> Fault | None:
+        """Remember the request; return the fault to play, None for a sane answer."""
+        with self.lock:
+            self._counts[request.operation] += 1
+            self.requests.append(request)
+            if len(self.requests) > REMEMBERED:
+                del self.requests[: REMEMBERED // 2]
+            return self._due(request.operation, "*")
+
+    def _due(self, *operations: str) -> Fault | None:
+        """Return the fault that is due for one of these operations, None where there is none."""
+        with self.lock:
+            play = next((play for play in self._plays if play.operation in operations), None)
+            if play is None:
+                return None
+            if play.after > 0:
+                play.after -= 1
+                return None
+            if play.times is not None:
+                play.times -= 1
+                if play.times <= 0:
+                    self._plays.remove(play)
+            return play.fault
+
+    def _wait_until_going(self) -> None:
+        self._going.wait()
+
+    def _accepted(self) -> int:
+        with self.lock:
+            self.connections += 1
+            return next(self._numbers)
+
+
+def _bind_somewhere(bind: Callable[[int], None]) -> int:
+    """Call bind(port) with ports at random until one is free. Raises OSError when none of 100 is."""
+    for port in random.SystemRandom().sample(range(*PORTS), 100):
+        try:
+            bind(port)
+            return port
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, "no free port found")
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    """The listening socket and the open connections of one start."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 1024  # the listen backlog
+
+    def __init__(self, peer: Peer, context: ssl.SSLContext | None) -> None:
+        self.peer = peer
+        self.context = context
+        self.stopping = threading.Event()
+        self.open: dict[socket.socket, int] = {}  # connection: its number
+        self.address_family = socket.AF_INET6 if ":" in peer.host else socket.AF_INET
+        super().__init__((peer.host, peer.port), Exchange)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self.context:  # the handshake comes with the first read, in the connection's own thread
+            connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.open[request] = self.peer._accepted()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        if isinstance(request, ssl.SSLSocket):
+            with contextlib.suppress(OSError, ValueError):
+                request.settimeout(0)
+                request.unwrap()  # say good-bye, do not wait for the answer
+        super().shutdown_request(request)
+        self.open.pop(request, None)
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.peer.resume()
+        self.shutdown()
+        self.server_close()
+        for connection in list(self.open):
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # below TLS, which may be in use
+        end = time.monotonic() + 1.0
+        while self.open and time.monotonic() < end:
+            time.sleep(0.002)
+
+
+class _CountingReader(io.BufferedReader):
+    """Counts the bytes that were taken from it."""
+
+    taken = 0
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line = super().readline(size)
+        self.taken += len(line)
+        return line
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.taken += len(data)
+        return data
+
+
+class Exchange(BaseHTTPRequestHandler):
+    """One connection and the request that is being answered on it; this is what a fault gets to play on."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+    asked: Request
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = self._reader = _CountingReader(self.connection.makefile("rb", buffering=0))
+        if self.server.context:
+            self.server.peer._wait_until_going()  # a stopped process shakes no hands
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the client went away, or the peer stops
+            self.close_connection = False
+            if fault := self.server.peer._due(CONNECT):
+                fault(self)
+            if not self.close_connection:
+                super().handle()
+
+    def handle_one_request(self) -> None:
+        self._reader.taken = 0
+        self.connection.settimeout(self.server.peer.idle_timeout)
+        super().handle_one_request()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: Peer.say does it."""
+
+    def do_GET(self) -> None:
+        """Answer any request: sanely, with the fault that is due, or as the control endpoint."""
+        peer, target = self.server.peer, self.requestline.split()[1]  # self.path has no leading // any more
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > BODY_LIMIT or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            self.reply(400, {"detail": "body too large or of unknown length"})
+            return
+        body = self.rfile.read(int(length))
+        number = self.server.open.get(self.request, 0)
+        if target == "/_control":
+            self._control(body, number)
+            return
+        peer._wait_until_going()
+        if self.server.stopping.is_set():
+            self.close_connection = True
+            return
+        operation = peer.route(self.command, target)
+        self.asked = Request(
+            time.monotonic(), operation, self.command, target, self.headers, body, number,
+            self._reader.taken, self.client_address[0],
+        )  # fmt: skip
+        fault = peer._take(self.asked)
+        if fault is None:
+            self.sane()
+        else:
+            peer.say(f"{operation} {peer.label(self.asked)} -> fault {getattr(fault, '__name__', fault)}")
+            fault(self)
+
+    do_POST = do_DELETE = do_PUT = do_PATCH = do_GET  # noqa: N815
+
+    def sane(self) -> None:
+        """Give the sane answer to the request."""
+        peer = self.server.peer
+        answer = peer.answer(self.asked)
+        peer.say(f"{self.asked.operation} {peer.label(self.asked)} -> {answer.status}")
+        if answer.delay and self.server.stopping.wait(answer.delay):
+            self.close_connection = True
+            return
+        self.reply(answer.status, answer.body, answer.headers)
+
+    def reply(self, status: int, body: object = None, headers: Mapping[str, str] | None = None) -> None:
+        """Send a well-formed answer in one piece. A body that the status cannot have is left out."""
+        kind = "text/plain; charset=utf-8"
+        if not isinstance(body, bytes | str | None):
+            kind, body = "application/json", json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+        payload = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body or b""
+        fields = {"Server": "nginx", "Date": self.date_time_string()}
+        if status >= 200 and status not in (204, 304):
+            fields |= {"Content-Type": kind, "Content-Length": str(len(payload))}
+        else:
+            payload = b""
+        if not self.server.peer.keep_alive or status < 200:
+            self.close_connection = True
+        if self.close_connection:
+            fields["Connection"] = "close"
+        fields |= headers or {}
+        head = f"HTTP/1.1 {status} {reason(status)}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
+        self.raw(f"{head}\r\n".encode("latin-1") + payload)
+
+    def raw(self, data: bytes) -> None:
+        """Send these bytes as they are."""
+        self.connection.sendall(data)
+
+    def _control(self, body: bytes, number: int) -> None:
+        peer = self.server.peer
+        if number:  # so that `connections` counts the agent's alone
+            self.close_connection = True
+            with peer.lock:
+                peer.connections -= not any(request.connection == number for request in peer.requests[-1000:])
+        try:
+            for command, value in json.loads(body).items() if self.command == "POST" else ():
+                peer.control(command, value)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self.reply(400, {"detail": f"{type(error).__name__}: {error}"})
+        else:
+            self.reply(200, peer.state())
+
+
+def reason(status: int) -> str:
+    """Return the phrase for a status, "Unknown" where it has none."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
+
+
+def arguments(description: str, port: int) -> argparse.ArgumentParser:
+    """Return a parser with the options that every peer has on its command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=port, help="port, 0 takes a free one (%(default)s)")
+    parser.add_argument("--idle-timeout", type=float, default=65.0, metavar="SECONDS",
+                        help="close idle connections after this time (%(default)s)")  # fmt: skip
+    parser.add_argument("--no-keep-alive", dest="keep_alive", action="store_false",
+                        help="close each connection after its answer")  # fmt: skip
+    parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="speak https")
+    parser.add_argument("--verbose", action="store_true", help="print a line for each request")
+    return parser
+
+
+def run(peer: Peer, name: str) -> int:
+    """Serve until SIGTERM or SIGINT. The first line printed ends with the URL."""
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # taken below, never in the middle of something
+    try:
+        peer.start()
+    except OSError as error:
+        print(f"{name}: cannot listen on {peer.host}:{peer.port}: {error.strerror}", flush=True)
+        return 1
+    print(f"{name} listening on {peer.url}", flush=True)
+    signal.sigwait(ends)
+    return 0

@@ -1,0 +1,250 @@
+"""Runs the real agent.py as a process of its own, and reads its log, its heartbeat file and its memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from kit.peers.server import Peer
+from kit.peers.service import ToyService
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"  # where `python -m` finds this package and the programs beside it
+AGENT = ROOT / "agent.py"
+HEALTHCHECK = ROOT / "healthcheck.py"
+NAME = "osint_service"
+FOREVER = None
+
+T = TypeVar("T")
+
+
+def environment(settings: Mapping[str, object]) -> dict[str, str]:
+    """Return the settings as an environment without any variable of the tests' own surroundings but coverage's."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE", "COV_"))}
+    kept["PATH"] = os.environ.get("PATH", "/usr/bin:/bin")
+    return kept | {name: str(value) for name, value in settings.items()}
+
+
+def wait_until(what: Callable[[], T], timeout: float = 15.0, why: str = "", every: float = 0.01) -> T:
+    """Return what(), asked every so many seconds, once it is true. Raises AssertionError after timeout seconds."""
+    end = time.monotonic() + timeout
+    while not (result := what()):
+        assert time.monotonic() < end, f"not within {timeout} s: {why or what}"
+        time.sleep(every)
+    return result
+
+
+class Sidecar:
+    """One agent process. A context manager: it starts the agent, and kills it where the test has not stopped it.
+
+    Arguments: the registry and the service, as peers or None where the settings name others; any settings by
+    their names. The interval is 2 s unless set otherwise.
+    """
+
+    def __init__(self, registry: Peer | None = None, service: Peer | None = None, **settings: object) -> None:
+        self.directory = tempfile.TemporaryDirectory(prefix="sidecar-")
+        defaults: dict[str, object] = {
+            "SERVICE_NAME": NAME,
+            "SERVICE_HOST": "127.0.0.1",
+            "HEARTBEAT_INTERVAL": 2,
+            "HEARTBEAT_FILE": str(Path(self.directory.name) / "heartbeat"),
+        }
+        if service is not None:
+            defaults["SERVICE_PORT"] = service.port
+        if registry is not None:
+            defaults["REGISTRY_URL"] = registry.url
+        self.settings = defaults | settings
+        self.heartbeat_file = Path(str(self.settings["HEARTBEAT_FILE"]))
+        self.lines: list[str] = []
+        self.times: list[float] = []  # monotonic, one for each line
+        self.python = [sys.executable, "-I"]
+        self.script = [str(AGENT)]  # and its arguments
+        self.stdout = subprocess.PIPE  # or a descriptor; then nobody reads it
+
+    def start(self) -> Self:
+        self.process = subprocess.Popen(
+            [*self.python, *self.script],
+            env=environment(self.settings),
+            stdin=subprocess.DEVNULL,
+            stdout=self.stdout,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="surrogateescape",
+            start_new_session=True,
+        )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        return self
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            self.heard(line.rstrip("\n"))
+
+    def heard(self, line: str) -> None:
+        """Take one line of the log, as it comes, in a thread of its own."""
+        self.times.append(time.monotonic())
+        self.lines.append(line)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is not None:
+            print("\n".join(self.lines[-200:]))  # for the report of a failed test
+        self.close()
+
+    def close(self) -> None:
+        """End the agent, by force where it does not stop, and remove its files."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()  # rather than kill, so that coverage is written
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.reader.join(5)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.directory.cleanup()
+
+    @property
+    def pid(self) -> int:
+        """The process that does the work."""
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def count(self, pattern: str) -> int:
+        """Return how many lines of the log match."""
+        return sum(bool(re.search(pattern, line)) for line in self.lines)
+
+    def wait_for(self, pattern: str, times: int = 1, timeout: float = 15.0) -> str:
+        """Wait until so many lines match; return the last of them. Raises AssertionError."""
+        wait_until(lambda: self.count(pattern) >= times, timeout, f"{times} lines with {pattern!r} in:\n{self.log}")
+        return [line for line in self.lines if re.search(pattern, line)][times - 1]
+
+    def wait_registered(self, times: int = 1, timeout: float = 15.0) -> None:
+        self.wait_for("Service registered successfully", times, timeout)
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 10.0) -> tuple[int, float]:
+        """Send a signal; return the exit code and the seconds until the process was gone."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        code = self.wait(timeout)
+        return code, time.monotonic() - began
+
+    def wait(self, timeout: float = 10.0) -> int:
+        """Wait for the end; return the exit code. The whole log is there then."""
+        code = self.process.wait(timeout)
+        self.reader.join(5)
+        return code
+
+    def health(self, *arguments: str) -> tuple[int, str]:
+        """Run healthcheck.py as Docker does; return the exit code and all that it printed."""
+        done = subprocess.run(
+            [sys.executable, "-I", str(HEALTHCHECK), *arguments],
+            env=environment(self.settings),
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def wait_health(self, pattern: str, code: int = 0, *arguments: str, timeout: float = 15.0) -> str:
+        """Wait until the health check says so with that exit code; return its line."""
+        said: list[Any] = []
+
+        def matches() -> bool:
+            said[:] = self.health(*arguments)
+            return said[0] == code and bool(re.search(pattern, said[1]))
+
+        end = time.monotonic() + timeout
+        while not matches():
+            assert time.monotonic() < end, f"health never {code} {pattern!r}, last {said}"
+            time.sleep(0.1)
+        return str(said[1])
+
+    def peak_memory(self) -> int:
+        """Return the highest resident memory so far, in kB (Linux)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+
+
+def run_agent(
+    settings: Mapping[str, object], *arguments: str, timeout: float = 20.0
+) -> subprocess.CompletedProcess[str]:
+    """Run the agent with just these settings and arguments until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-I", str(AGENT), *arguments],
+        env=environment(settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+
+
+LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR|CRITICAL) .{1,400}")
+
+
+def odd_lines(lines: Iterable[str]) -> list[str]:
+    """Return what is not one printable line of the agent's own form, of a bearable length, in a log as text.
+
+    So a traceback is odd, and a line forged by a peer. The line with the settings is left out: it is long.
+    """
+    own = (line for line in lines if "Registry sidecar starts" not in line)
+    return [line for line in own if not (LINE.fullmatch(line) and line.isprintable())]
+
+
+class Sampler:
+    """Looks every 20 ms whether a name is in the registry, and remembers each time it was not."""
+
+    def __init__(self, present: Callable[[], object], every: float = 0.02) -> None:
+        self.present, self.every = present, every
+        self.samples = 0
+        self.absences: list[float] = []
+        self._end = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def _run(self) -> None:
+        while not self._end.wait(self.every):
+            self.samples += 1
+            if not self.present():
+                self.absences.append(time.monotonic())
+
+    def __exit__(self, *exception: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+__all__ = [
+    "AGENT",
+    "FOREVER",
+    "HEALTHCHECK",
+    "NAME",
+    "ROOT",
+    "TESTS",
+    "Sampler",
+    "Sidecar",
+    "ToyService",
+    "environment",
+    "odd_lines",
+    "run_agent",
+    "wait_until",
+]
