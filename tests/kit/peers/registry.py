@@ -70,7 +70,8 @@ class Registry(Peer):
     GET /services shows an expired name (None: 30 in the deployed dialect, else 0); failing_delay and
     hang_delay, how long a failing and a hanging store takes to give its 500 and 504; blackout, how long nginx
     answers 502 after a handful of 500 from GET /services/{name}; limits, {operation: (number, seconds)},
-    answers 429 beyond; retry_after, the header of these 429; clock, monotonic seconds.
+    answers 429 beyond; retry_after, the header of these 429; replica_of, another registry with which it shares
+    the store; clock, monotonic seconds.
     """
 
     settings = (
@@ -93,6 +94,7 @@ class Registry(Peer):
         blackout: float = 10.0,
         limits: dict[str, tuple[int, float]] | None = None,
         retry_after: str | float | None = None,
+        replica_of: Registry | None = None,
         clock: Callable[[], float] = time.monotonic,
         **options: Any,
     ) -> None:
@@ -106,7 +108,9 @@ class Registry(Peer):
         self.limits = limits or {}
         self.retry_after = retry_after
         self.clock = clock
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, _Record] = {}  # the store
+        if replica_of is not None:
+            self.lock, self._records = replica_of.lock, replica_of._records
         self._memory: dict[str, _Record] = {}  # what one replica holds while the store is down
         self._own: set[str] = set()  # the names that were registered through this replica
         self._recent: dict[tuple[str, str], collections.deque[float]] = {}  # for the limits
