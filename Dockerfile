@@ -7,7 +7,7 @@
 # (docker/rootfs.py), and tries it out (docker/smoke.py). The image is that and nothing else, FROM scratch:
 # a final FROM of some Alpine would break as soon as its musl is older than the builder's.
 # What is published somewhere says where it comes from: --build-arg REVISION=… --build-arg SOURCE=https://…
-ARG VERSION=1.0.0
+ARG VERSION=1.1.0
 # Another base, such as one by its digest: --build-arg BASE=python:3.11-alpine@sha256:…
 ARG BASE=python:3.11-alpine
 FROM $BASE AS builder

@@ -5,17 +5,19 @@ One loop; each state is a method of `Agent` that blocks, and returns the state t
 
     waiting -> registering -> registered <-> service_down
                     ^             |
-                    +-- the record is lost, the registry unreachable
+                    +-- the record is lost, or nothing was accepted for two intervals
 
 SIGTERM or SIGINT in any state leads to `stop`: deregister, drain, exit 0. `--check` only looks.
 
-Nothing waits without a bound, and each bound stands where the waiting is done: `Signals` is the
-only place that waits, and every byte from a peer passes through a `PatientSocket`. No signal
-handler raises into a library.
+Who wants to know the job reads down to the end of `Record`. Each part below serves those above
+it: the registry and the service, the sign of life, the look before the start, settings, rules,
+the log, an exchange, waiting.
 
-From top to bottom, each part knowing only those above it: settings, rules, the log, waiting, an
-exchange, the registry, the service, the sign of life, the agent, the look before it, main.
+Nothing waits without a bound: `Signals.wait` is the only place that waits, and every byte from a
+peer passes through a `PatientSocket`. No signal handler raises into a library.
 """
+
+from __future__ import annotations
 
 import signal
 
@@ -23,9 +25,10 @@ STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 if __name__ == "__main__":
     # The imports below are slow, and PID 1 never gets a signal that it has no handler for, unless
-    # the signal is blocked until there is one.
+    # the signal is blocked until there is one (Signals.install).
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
+import _thread
 import base64
 import contextlib
 import email.utils
@@ -42,53 +45,952 @@ import re
 import select
 import socket
 import sys
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
-
-try:
-    import ssl
-except ImportError:  # the default image is built without TLS
-    ssl = None  # type: ignore[assignment]
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 with warnings.catch_warnings():
     # requests remarks that the image has no charset_normalizer.
     warnings.simplefilter("ignore")
     import requests
     from requests.adapters import HTTPAdapter
-    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
     from urllib3.connection import HTTPConnection
+
+try:
+    import ssl
+
+    from urllib3.util.ssltransport import SSLTransport
+except ImportError:  # the default image is built without TLS
+    ssl = None  # type: ignore[assignment]
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # `python -I` leaves it out
 import healthcheck
 
+VERSION = "1.1.0"  # the Dockerfile's is held to it
+REGISTRY_TTL = 60.0  # seconds without a heartbeat after which the registry drops a record
+
+Clock = Callable[[], float]  # healthcheck.clock, or a test's
+Uniform = Callable[[float, float], float]  # random.uniform, or a test's
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Do what the arguments ask for; without any, run the agent.
+
+    Return the exit code: 0 stopped, or all is fine; 1 a bug, no network, or something is not
+    fine; 2 bad settings or arguments; 130 a check was interrupted.
+    """
+    open_standard_files()
+    checks = list(arguments) == ["--check"]
+    if arguments and not checks:
+        return print_about(arguments)
+    signals = Signals()
+    signals.install()
+    log_to = Log(plain=checks)
+    log_to.set_up("INFO", os.environ.get("LOG_FORMAT", "").strip().lower() == "json")
+    try:
+        settings = read_settings(os.environ)
+    except SettingsError as error:
+        for problem in error.args:
+            log.error("Bad setting: %s", say_problem(*problem))
+        return 2
+    for name in ("registry_url", "service_health_endpoint"):
+        keep_secret(name, url_secrets(getattr(settings, name)))
+    doubts = doubts_about(settings, os.environ)
+    try:
+        if checks:
+            return Check(settings, signals).run(doubts)
+        log_to.set_up(settings.log_level, settings.log_format == "json")
+        log.info("Registry sidecar starts: version %s, %s", VERSION, say_settings(settings))
+        for doubt in doubts:
+            log.warning("%s", doubt)
+        return new_agent(settings, signals).run()
+    except Stop:  # of a check
+        return 130
+    except Exception:
+        log.exception("A bug in the sidecar; exit 1, so that the restart policy starts it again")
+        return 1
+
+
+def new_agent(settings: Settings, signals: Signals) -> Agent:
+    """Return an agent with the real registry, service, sign of life and network."""
+    registry, service = choose_registry(settings, signals), Service(settings, signals)
+    life, network = SignOfLife(settings.heartbeat_file), Network()
+    return Agent(settings, signals, registry, service, life, network)
+
+
+def open_standard_files() -> None:
+    """Open what is closed of stdin, stdout and stderr, or a socket would get the log's number."""
+    while os.open("/", os.O_RDONLY) <= 2:
+        pass
+
+
+def print_about(arguments: Sequence[str]) -> int:
+    """Print the version or the usage; return the exit code, 2 where neither was asked for."""
+    text = {"--version": VERSION, "--help": usage()}.get(" ".join(arguments))
+    print(text or usage(), file=sys.stdout if text else sys.stderr)
+    return 0 if text else 2
+
+
+# ------------------------------------------------------------------------------------ the agent
+
+LOG_AGAIN = 30.0  # seconds between repeated lines about one lasting fault
+GOOD_PROBES = 2  # in a row, for the way back of a service that was down
+
+State = Callable[[], Any]  # blocks, and returns the state that follows
+
+
+class Agent:
+    """Keeps one service registered. All that it deals with is passed in."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        signals: Signals,
+        registry: Registry,
+        service: Service,
+        life: SignOfLife,
+        network: Network,
+        clock: Clock = healthcheck.clock,
+        uniform: Uniform = random.uniform,
+    ) -> None:
+        self.settings, self.signals, self.clock, self.uniform = settings, signals, clock, uniform
+        self.service, self.life, self.network = service, life, network
+        self.record = Record(settings, registry, service, life, clock, uniform)
+
+    def run(self) -> int:
+        """Go from state to state until a signal comes; return the exit code."""
+        state: State = self.waiting
+        try:
+            while True:
+                state = state()
+        except Stop:
+            return self.stop()
+
+    # The states
+
+    def waiting(self) -> State:
+        """Wait until the service is healthy, or INITIAL_WAIT_TIMEOUT has passed."""
+        since, patience, said = self.clock(), self.settings.initial_wait_timeout, -math.inf
+        self.life.show("waiting", since, self.service.problem)
+        while not self.probe():
+            now, problem = self.clock(), self.service.problem
+            self.life.show("waiting", since, problem)
+            if now >= since + patience:
+                waited = f"Service not healthy after {say_seconds(patience)}: {problem}"
+                log.warning("%s; registering it anyway", waited)
+                return self.registering
+            if now >= said + LOG_AGAIN:
+                log.warning("Waiting for the service at %s: %s", self.service.place, problem)
+                said = now
+            self.pause(min(since + patience - now, self.probe_wait()))
+        log.info("Service is READY")
+        return self.registering
+
+    def registering(self) -> State:
+        """Repeat the registration, with backoff, until the registry takes it.
+
+        The first follows a probe that has just been made; each other one has its own.
+        """
+        self.life.show("registering", self.clock())
+        for attempt in itertools.count(1):
+            answer = self.record.register(self.settings.registry_timeout)
+            if answer.meaning == ACCEPTED:
+                return self.registered
+            wait = backoff(attempt, self.uniform) + answer.retry_after
+            self.record.note_failure("Registration", answer, wait)
+            self.pause(wait)
+            if not self.service.seen:
+                self.probe()  # it is registered anyway, and perhaps healthy by now
+            elif not self.is_healthy():
+                break
+        return self.service_down
+
+    def registered(self) -> State:
+        """Probe and send a heartbeat in every slot; repeat a failed one inside the slot."""
+        due, failures = self.record.due(), 0
+        while True:
+            self.pause(due - self.clock())
+            # The retries of a slot probe no more, for hanging probes together with failing
+            # heartbeats would cost the record: but what may register does.
+            probed = not failures or self.record.is_ending()
+            if probed and not self.is_healthy():
+                return self.service_down
+            if self.record.left() <= 0:
+                log.warning("No heartbeat accepted for two intervals; registering again")
+                return self.registering
+            answer = self.record.refresh()
+            if answer.meaning == LOST:
+                return self.registering if probed or self.is_healthy() else self.service_down
+            if answer.meaning == ACCEPTED:
+                self.record.look()
+                due, failures = self.record.due(), 0
+            else:
+                failures += 1
+                due = self.clock() + self.record.retry_wait(failures, answer)
+
+    def service_down(self) -> State:
+        """Send nothing, so that the record expires, until the service is healthy again."""
+        since = said = self.clock()
+        down = "Service is DOWN: %s; no heartbeat until it is healthy again"
+        log.error(down, self.service.problem)
+        good = 0
+        while good < GOOD_PROBES:
+            self.life.show("down", since, self.service.problem)
+            self.pause(self.probe_wait())
+            now, good = self.clock(), good + 1 if self.probe() else 0
+            if not good and now >= said + LOG_AGAIN:
+                problem = self.service.problem
+                log.warning("Service has been DOWN for %.0f s: %s", now - since, problem)
+                said = now
+        log.info("Service is READY again after %.0f s", self.clock() - since)
+        return self.registering
+
+    def stop(self) -> int:
+        """Try once, shortly, to deregister; the exit code is 0 whatever comes of it."""
+        self.signals.block()
+        log.info("Stopping")
+        self.life.show("stopping", self.clock())
+        if self.record.withdraw() and self.settings.drain_seconds:
+            self.drain(self.settings.drain_seconds)
+        return 0
+
+    def drain(self, duration: float) -> None:
+        """Live on, so that callers notice before the service goes. Another signal ends it."""
+        log.info("Draining for %s; another signal ends it", say_seconds(duration))
+        self.life.show("draining", self.clock())
+        self.life.promise(duration)
+        with contextlib.suppress(Stop):
+            self.signals.unblock()
+            self.signals.pause(self.clock() + duration)
+        self.signals.block()
+
+    # What the states do
+
+    def probe(self) -> bool:
+        """Look once whether the service is healthy."""
+        self.life.promise(self.settings.service_health_timeout)
+        return self.service.probe()
+
+    def is_healthy(self) -> bool:
+        """Probe until it is healthy, or SERVICE_HEALTH_RETRIES probes in a row have failed."""
+        retries = self.settings.service_health_retries
+        for attempt in range(1, retries + 1):
+            if self.probe():
+                return True
+            log.warning("Health probe %d of %d failed: %s", attempt, retries, self.service.problem)
+            if attempt < retries:
+                self.pause(self.settings.pace * self.uniform(1.0, 2.0))
+        return False
+
+    def probe_wait(self) -> float:
+        """Return the seconds until the next probe of a service that is not healthy."""
+        return min(self.uniform(1.0, 2.0), self.settings.heartbeat_interval)
+
+    def pause(self, duration: float) -> None:
+        """Sleep so many seconds, and no longer than until then by the clock. Raises Stop."""
+        end = self.clock() + max(duration, 0.0)
+        exchanges = self.settings.service_health_timeout + self.settings.registry_timeout
+        self.life.promise(max(duration, 0.0) + exchanges)
+        self.signals.pause(end)
+        self.network.check()
+
+
+# ----------------------------------------------------------------------------------- the record
+
+# The list is looked at after one heartbeat in seven to ten, drawn anew each time: behind a
+# balancer that takes turns, a constant number would meet the same replica each time.
+LOOK_EVERY = 7, 11
+# After a look that missed the name, so many in a row have to find it. Behind five replicas that
+# answer from their own memories, with the registrations between them, they leave none out.
+PROOF = 15
+
+
+class Record:
+    """The service's record in the registry: how long it lives, and what keeps it alive and true.
+
+    Attributes: the `metadata` that the registry last took, when it last accepted a registration or
+    a heartbeat, the `outage` under way. Two intervals are one TTL. `doubt` is how many looks in a
+    row have still to find the name: while there is any, each heartbeat is a registration, which
+    reaches a replica that may have lost the record, and is followed by a look.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        service: Service,
+        life: SignOfLife,
+        clock: Clock,
+        uniform: Uniform,
+    ) -> None:
+        self.settings, self.registry, self.service, self.life = settings, registry, service, life
+        self.clock, self.uniform = clock, uniform
+        # A fleet started together neither beats together nor looks for its records together.
+        self.phase = clock() + uniform(0, settings.heartbeat_interval)
+        self.look_in = int(uniform(1, LOOK_EVERY[1]))  # accepted heartbeats until the next look
+        self.doubt = 0
+        self.metadata: Mapping[str, str] | None = None
+        self.accepted_at = -math.inf
+        # Since when requests have failed in a row (seconds of the clock), and how many.
+        self.outage: tuple[float, int] | None = None
+
+    # How long it lives
+
+    def due(self) -> float:
+        """Return the moment of the next heartbeat."""
+        return next_beat(self.phase, self.settings.heartbeat_interval, self.accepted_at)
+
+    def expiry(self) -> float:
+        """Return the moment until which the record lives."""
+        return self.accepted_at + 2 * self.settings.heartbeat_interval
+
+    def left(self) -> float:
+        """Return the seconds until then."""
+        return self.expiry() - self.clock()
+
+    def is_ending(self) -> bool:
+        """Tell whether heartbeats have failed for so long that only a registration is safe.
+
+        An accepted one leaves no gap, whether the record still lives by then or not.
+        """
+        return self.left() <= self.settings.heartbeat_interval / 2
+
+    def share(self) -> float:
+        """Return the deadline of a request of which more may follow: half of what is left."""
+        share = max(self.left() / 2, self.settings.pace * FIRST_WAIT)
+        return min(self.settings.registry_timeout, share)
+
+    # What keeps it alive
+
+    def ask(self, request: Callable[[float], Answer], timeout: float) -> Answer:
+        """Send a registration or a heartbeat; note that it was accepted, if it was."""
+        self.life.promise(timeout)
+        now = self.clock()  # the TTL may have begun at any moment since
+        answer = request(timeout)
+        if answer.meaning == ACCEPTED:
+            self.accepted_at = now
+            if self.outage:
+                since, failures = self.outage
+                log.info("Registry is back after %.0f s (failures: %d)", now - since, failures)
+            self.outage = None
+            self.life.show("registered", now, ready=self.expiry())
+        return answer
+
+    def register(self, timeout: float) -> Answer:
+        """Send the whole record once."""
+        settings, metadata, first = self.settings, self.service.metadata, self.metadata is None
+        answer = self.ask(functools.partial(self.registry.register, metadata), timeout)
+        if answer.meaning == ACCEPTED:
+            self.metadata = metadata
+            words = (settings.service_name, settings.endpoint, say_plain(metadata))
+            log.info("Service registered successfully: %s at %s %s", *words)
+            if first:
+                interval = say_seconds(settings.heartbeat_interval)
+                log.info("Starting heartbeat loop: every %s", interval)
+        return answer
+
+    def renew(self) -> Answer:
+        """Register once; the heartbeats of a record that is fine do not depend on it."""
+        answer = self.register(self.share())
+        if answer.meaning != ACCEPTED:
+            log.warning("Registration failed: %s; heartbeats continue", answer.advice)
+        return answer
+
+    def refresh(self) -> Answer:
+        """Keep the record for another TTL: by a registration where one is due, else a heartbeat.
+
+        A registration that fails is followed by the heartbeat: that alone may still be accepted.
+        """
+        changed = self.service.metadata != self.metadata
+        if changed:
+            log.info("Service has changed: %s", say_plain(self.service.metadata))
+        if changed or self.doubt or self.is_ending():
+            answer = self.renew()
+            if answer.meaning == ACCEPTED:
+                return answer
+        answer = self.ask(self.registry.heartbeat, self.share())
+        if answer.meaning == ACCEPTED:
+            log.info("Heartbeat accepted")
+        elif answer.meaning == LOST:
+            self.log_loss(answer)
+        return answer
+
+    def retry_wait(self, failures: int, answer: Answer) -> float:
+        """Note that a slot's heartbeat has failed so often; return the seconds until the next."""
+        pace = self.settings.pace
+        wait = pace * backoff(failures, self.uniform) + answer.retry_after
+        wait = wait_in_slot(wait, self.left(), pace * FIRST_WAIT)
+        self.note_failure("Heartbeat", answer, wait, ready=self.expiry())
+        return wait
+
+    # What keeps it true
+
+    def look(self) -> None:
+        """Look now and then whether the registry has the record; register where it has not.
+
+        For a heartbeat may be accepted whatever has become of the record. The heartbeats go on
+        whatever comes of a look, which may be wrong, too.
+        """
+        self.look_in -= 1
+        if self.look_in > 0:
+            return
+        timeout = self.share()
+        self.life.promise(timeout)
+        answer = self.registry.look(timeout)
+        again = not self.doubt
+        if answer.meaning == LOST:
+            self.log_loss(answer)
+            # In doubt, by chance: two requests an interval, or three, would take turns with the
+            # replicas and meet the same ones each time.
+            again = again or self.uniform(0, 1) < 0.5
+            self.doubt = PROOF
+        elif answer.advice:
+            log.warning("%s", answer.advice)
+        if answer.meaning == ACCEPTED:
+            self.doubt = max(self.doubt - 1, 0)
+            again = False
+        self.look_in = 1 if self.doubt else int(self.uniform(*LOOK_EVERY))
+        if again:
+            self.renew()
+
+    def withdraw(self) -> bool:
+        """Try once, shortly, to deregister what was registered; tell whether it is gone."""
+        # Where no registration was accepted, the record there is somebody else's.
+        if not self.settings.deregister_on_exit or self.metadata is None:
+            return False
+        self.life.promise(STOP_TIMEOUT)
+        answer = self.registry.deregister(STOP_TIMEOUT)
+        if answer.meaning == ACCEPTED:
+            log.info("%s", answer.advice or "Service deregistered")
+        else:
+            log.warning("Deregistration failed: %s; the record expires by itself", answer.advice)
+        return answer.meaning == ACCEPTED
+
+    def note_failure(self, what: str, answer: Answer, wait: float, ready: float = 0.0) -> None:
+        """Note and log a failed request; the next one follows after `wait` seconds."""
+        since, failures = self.outage or (self.clock(), 0)
+        self.outage = since, failures + 1
+        words = (what, failures + 1, answer.advice, wait)
+        log.warning("%s failed (attempt %d): %s; next in %.1f s", *words)
+        state = "failing" if answer.status else "unreachable"
+        self.life.show(state, since, answer.say(), failures + 1, ready)
+
+    def log_loss(self, answer: Answer) -> None:
+        """Say that the registry has no record of the service."""
+        lost = "Service not found (404): the registry has lost the record (%s); registering again"
+        log.warning(lost, answer.advice or answer.say())
+
+
+# --------------------------------------------------------------------------------- the registry
+
+# What an answer of the registry means.
+ACCEPTED = "accepted"  # or, of a look: the record is there
+LOST = "lost"  # the registry has no record of the name
+REFUSED = "refused"  # because of the token
+FAILED = "failed"  # in any other way, no answer among them
+
+
+class Registry:
+    """Vértice's registry: what is sent there, and what its answers mean.
+
+    No other part knows a path, a header or a wording of it. The deployed one answers otherwise
+    than it is documented: 500 for a name that it does not know, and 500 for a wrong token.
+    """
+
+    TOKEN_HEADER = "X-Registry-Token"
+    REFUSAL = "failed: 401:|[Ii]nvalid registry token"
+    UNKNOWN = "not registered"
+    PORT_HINT = (
+        " (8888 is its port on the host; inside its Docker network it is 80: check REGISTRY_URL)"
+    )
+
+    def __init__(self, settings: Settings, signals: Signals) -> None:
+        self.settings = settings
+        url = web_url(settings.registry_url)
+        self.peer = Peer(url, signals, True, whom_to_trust(settings, "REGISTRY_CA_FILE", url))
+        self.token = choose_token(settings)
+        self.reached = False  # whether it has ever accepted a request
+
+    def register(self, metadata: Mapping[str, str], timeout: float) -> Answer:
+        """Put the record there, or renew it. Whatever it holds is replaced."""
+        settings = self.settings
+        record = {
+            "service_name": settings.service_name,
+            "endpoint": settings.endpoint,
+            "health_endpoint": settings.health_endpoint,
+            "metadata": metadata,
+        }
+        return self.ask("POST", "/register", timeout, record)
+
+    def heartbeat(self, timeout: float, name: str = "") -> Answer:
+        """Keep the record (of another name, where one is given) for another TTL."""
+        content = {"service_name": name or self.settings.service_name}
+        return self.ask("POST", "/heartbeat", timeout, content, unknown=LOST)
+
+    def deregister(self, timeout: float) -> Answer:
+        """Remove the record."""
+        path = f"/deregister/{self.settings.service_name}"
+        return self.ask("DELETE", path, timeout, unknown=ACCEPTED)
+
+    def look(self, timeout: float) -> Answer:
+        """Look for the record, since a heartbeat is accepted whatever happens to the store.
+
+        In the list: errors of GET /services/{name} make the balancer cut the registry off.
+        """
+        answer = self.ask("GET", "/services", timeout)
+        names = answer.json() if answer.meaning == ACCEPTED else None
+        if not isinstance(names, list):
+            why = answer.advice or answer.say()  # a list of more than 64 KB is none
+            advice = f"GET /services does not tell whether the record is there: {why}"
+            return answer._replace(meaning=FAILED, advice=advice)
+        if self.settings.service_name in names:
+            return answer
+        advice = "heartbeats are accepted, but GET /services does not list it"
+        return answer._replace(meaning=LOST, advice=advice)
+
+    def prove_token(self, timeout: float) -> Answer:
+        """Ask for what changes nothing, but needs the token: LOST proves that it is accepted."""
+        answer = self.heartbeat(timeout, "sidecar-check")
+        proves_nothing = "not proven: the registry takes heartbeats of names that it does not know"
+        return answer._replace(advice=proves_nothing) if answer.meaning == ACCEPTED else answer
+
+    def ask(
+        self, method: str, path: str, timeout: float, content: object = None, unknown: str = FAILED
+    ) -> Answer:
+        """Exchange one request. `unknown` is what it means that the registry has no record."""
+        token, headers, body = self.token.now(), {}, b""
+        if token:
+            headers[self.TOKEN_HEADER] = token
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+            body = json.dumps(content, separators=(",", ":")).encode()
+        answer = self.peer.exchange(method, path, headers, body, timeout)
+        answer = answer._replace(meaning=self.judge(answer, unknown))
+        if answer.meaning == ACCEPTED:
+            self.reached = True
+            return answer
+        return answer._replace(advice="" if answer.meaning == LOST else self.say_advice(answer))
+
+    def judge(self, answer: Answer, unknown: str) -> str:
+        """Return what an answer means. A web page is no registry's, whatever its status."""
+        if answer.ok and not answer.is_page:
+            return ACCEPTED
+        said = answer.message() if answer.status >= 500 else ""
+        if unknown != FAILED and (answer.status in (404, 410) or re.search(self.UNKNOWN, said)):
+            return unknown
+        if answer.status in (401, 403) or re.search(self.REFUSAL, said):
+            return REFUSED
+        return FAILED
+
+    def say_advice(self, answer: Answer) -> str:
+        """Say what went wrong and, where the answer proves it, which variable to set."""
+        where = f"registry at {say_value(self.settings.registry_url)}"
+        if answer.meaning == REFUSED:
+            return f"{where} {self.say_refusal(answer)}"
+        said = f"{where} answered {answer.say()}" if answer.status else f"{where}: {answer.say()}"
+        consul = is_consul(self.settings.registry_url)
+        fixes = {
+            UNKNOWN_AUTHORITY: "set REGISTRY_CA_FILE to a file with its authority",
+            TLS_THERE: f"begin REGISTRY_URL with {'consul-tls' if consul else 'https'}://",
+            NO_TLS_THERE: f"begin REGISTRY_URL with {'consul' if consul else 'http'}://",
+            NOT_HTTP: "set REGISTRY_URL to where the registry is",
+        }
+        wrong_place = answer.ok or 300 <= answer.status < 400 or answer.status in (404, 405, 406)
+        fix = fixes[NOT_HTTP] if wrong_place else fixes.get(answer.proof, "")
+        if fix:
+            return f"{said}; {fix}"
+        refused = isinstance(answer.failure, ConnectionRefusedError) and not self.reached
+        return said + (self.PORT_HINT if refused and self.peer.wire.port == 8888 else "")
+
+    def say_refusal(self, answer: Answer) -> str:
+        """Say whose fault it is that the registry refuses a request, and how to mend it."""
+        said = answer.say()
+        wants = answer.headers.get("WWW-Authenticate", "").strip().lower()
+        if wants.startswith("basic") or "Authorization" in self.peer.headers:
+            return f"refuses the user or the password ({said}): put them into REGISTRY_URL"
+        if not self.token.now():
+            fix = "set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE"
+            return f"asks for a token, and none is set ({said}): {fix}"
+        if self.token.path:
+            fix = f"put the registry's token into the file that {self.token.name} names"
+        else:
+            fix = f"set {self.token.name} to the registry's token"
+        return f"refuses the token ({said}): {fix}"
+
+
+class Consul(Registry):
+    """Consul's agent: the same by other requests, with one record for each replica.
+
+    Not known: 500 in versions of before 2022, worded otherwise with ACLs, and 404 since.
+    """
+
+    TOKEN_HEADER = "X-Consul-Token"
+    REFUSAL = "Permission denied|ACL not found"
+    UNKNOWN = "does not have associated TTL|Unknown check|Unknown service"
+
+    def __init__(self, settings: Settings, signals: Signals) -> None:
+        super().__init__(settings, signals)
+        names = settings.service_name, settings.service_host, settings.service_port
+        self.id = settings.service_id or "-".join(map(str, names))
+        self.own_check = f"service:{self.id}"
+
+    def register(self, metadata: Mapping[str, str], timeout: float) -> Answer:
+        """Put the record there. Checks of others stay on it, an operator's maintenance among them.
+
+        Consul leaves a check that was critical as it is, so a heartbeat follows.
+        """
+        settings = self.settings
+        secure = {"scheme": "https", "secure": "true"} if settings.service_scheme == "https" else {}
+        # What a user has set comes first, where there is too much.
+        meta = consul_meta({**settings.service_metadata, **secure, **metadata})
+        for key in metadata.keys() - meta.keys():
+            log.warning("%s is left out of the record: Consul takes no such metadata", key)
+        record = {
+            "ID": self.id,
+            "Name": settings.service_name,
+            "Address": settings.service_host,
+            "Port": settings.service_port,
+            "Tags": settings.service_tags,
+            "Meta": meta,
+            "Check": {
+                "TTL": f"{max(2 * settings.heartbeat_interval, 2):g}s",
+                "Status": "passing",  # or it would be critical until the heartbeat
+                "DeregisterCriticalServiceAfter": "1m",  # Consul takes no less
+            },
+        }
+        answer = self.ask("PUT", "/v1/agent/service/register", timeout / 2, record)
+        return self.heartbeat(timeout / 2) if answer.meaning == ACCEPTED else answer
+
+    def heartbeat(self, timeout: float, name: str = "") -> Answer:
+        """Let the record's own check pass for another TTL."""
+        path = f"/v1/agent/check/pass/{name or self.own_check}"
+        return self.ask("PUT", path, timeout, unknown=LOST)
+
+    def deregister(self, timeout: float) -> Answer:
+        """Remove the record; where others have checks on it, only take it out of traffic.
+
+        For with it they would go, and a maintenance would end with the sidecar's next start.
+        Consul removes it after a minute.
+        """
+        others = f'ServiceID == "{self.id}" and CheckID != "{self.own_check}"'
+        answer = self.ask("GET", f"/v1/agent/checks?filter={quote(others, safe='')}", timeout / 2)
+        if answer.meaning != ACCEPTED or not answer.json():
+            path = f"/v1/agent/service/deregister/{self.id}"
+            return self.ask("PUT", path, timeout / 2, unknown=ACCEPTED)
+        path = f"/v1/agent/check/fail/{self.own_check}"
+        answer = self.ask("PUT", path, timeout / 2, unknown=ACCEPTED)
+        if answer.meaning != ACCEPTED:
+            return answer
+        advice = "Service taken out of traffic; its record has an operator's checks or maintenance"
+        return answer._replace(advice=f"{advice}, so it is left for Consul to remove in a minute")
+
+    def look(self, timeout: float) -> Answer:
+        """Look whose record it is that has the ID of this one."""
+        answer = self.ask("GET", f"/v1/agent/service/{self.id}", timeout, unknown=LOST)
+        record = answer.json()
+        if answer.meaning != ACCEPTED or not isinstance(record, dict):
+            return answer
+        settings = self.settings
+        own = settings.service_name, settings.service_host, settings.service_port
+        found = tuple(record.get(key) for key in ("Service", "Address", "Port"))
+        if found == own:
+            return answer
+        other = say_plain(" ".join(map(str, found)))
+        fix = "give each service a SERVICE_ID of its own, or none"
+        return answer._replace(advice=f"The record {self.id} is another's ({other}): {fix}")
+
+    def prove_token(self, timeout: float) -> Answer:
+        """Ask for what changes nothing, but needs the token."""
+        return self.look(timeout)
+
+
+def choose_registry(settings: Settings, signals: Signals) -> Registry:
+    """Return what speaks with the registry at REGISTRY_URL."""
+    return (Consul if is_consul(settings.registry_url) else Registry)(settings, signals)
+
+
+# ---------------------------------------------------------------------------------- the service
+
+
+class Service:
+    """The service beside the sidecar, as its probes show it.
+
+    Attributes: `place`, where it is probed; `problem`, what the last failed probe brought; `seen`,
+    whether it has ever been healthy; `told`, what it says of itself.
+    """
+
+    def __init__(self, settings: Settings, signals: Signals) -> None:
+        self.settings = settings
+        # Each probe has a connection of its own: a kept one would occupy a server with one worker,
+        # hold up its shutdown, and go on looking healthy when it takes no new ones.
+        url = settings.health_url
+        self.peer = Peer(url, signals, False, whom_to_trust(settings, "SERVICE_CA_FILE", url))
+        self.port = Wire(settings.service_host, settings.service_port, signals)  # of a tcp check
+        http_check = settings.service_health_check == "http"
+        self.place = say_value(settings.health_url if http_check else settings.endpoint)
+        name, path = "SERVICE_HEALTH_HEADERS_FILE", settings.service_health_headers_file
+        self.headers: NamedFile[dict[str, str]]
+        self.headers = NamedFile(name, path, read_headers, header_secrets, {})
+        self.problem = "no answer yet"
+        self.seen = False
+        self.told: dict[str, str] = {}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What belongs into the record."""
+        return self.told | self.settings.service_metadata
+
+    def probe(self) -> bool:
+        """Look once whether the service is healthy, within SERVICE_HEALTH_TIMEOUT."""
+        kind = self.settings.service_health_check
+        healthy = kind == "none" or (self.connects() if kind == "tcp" else self.answers())
+        self.seen = self.seen or healthy
+        return healthy
+
+    def answers(self) -> bool:
+        """Tell whether the health endpoint answers 2xx; note what it tells, if it is all there."""
+        headers = {"Connection": "close"} | self.headers.now()
+        timeout = self.settings.service_health_timeout
+        answer = self.peer.exchange("GET", "", headers, b"", timeout)
+        if not answer.ok or answer.late:
+            fix = "" if self.seen else self.say_fix(answer)
+            self.problem = answer.say() + (f"; {fix}" if fix else "")
+            return False
+        health = answer.json()
+        if isinstance(health, dict):
+            self.told = health_metadata(health)
+        return True
+
+    def connects(self) -> bool:
+        """Tell whether the service's port takes a TCP connection."""
+        self.port.begin(self.settings.service_health_timeout)
+        try:
+            self.port.open().close()
+        except Exception as error:
+            self.problem = say_failure(error)
+            return False
+        return True
+
+    def say_fix(self, answer: Answer) -> str:
+        """Say what may make a service healthy that never was: no more than the answer proves."""
+        own = self.settings.service_health_endpoint.startswith("/")
+        where = "set SERVICE_SCHEME to" if own else "begin SERVICE_HEALTH_ENDPOINT with"
+        secure = f"{where} https"
+        plain = secure.replace("https", "http")
+        tcp = "set SERVICE_HEALTH_CHECK to tcp"
+        by_proof = {
+            UNKNOWN_AUTHORITY: "set SERVICE_CA_FILE to a file with its authority",
+            TLS_THERE: f"this looks like a TLS port: {secure}",
+            NO_TLS_THERE: plain,
+            NOT_HTTP: tcp,
+            NOTHING_SAID: f"{secure} if it speaks TLS, or {tcp} if it speaks no HTTP",
+        }
+        headers = "set SERVICE_HEALTH_HEADERS_FILE to a file with the headers that it wants"
+        endpoint = "set SERVICE_HEALTH_ENDPOINT to its health check"
+        by_status = {
+            401: headers,
+            403: headers,
+            404: endpoint,
+            405: f"it takes no GET there: {endpoint}, or {tcp}",
+            406: f"it wants an Accept header: {headers}",
+        }
+        redirect = endpoint if 300 <= answer.status < 400 else ""
+        return by_proof.get(answer.proof) or by_status.get(answer.status) or redirect
+
+
+def health_metadata(health: Mapping[str, Any]) -> dict[str, str]:
+    """Return `version` and `status` as strings; the registry takes nothing else."""
+    found = {key: health[key] for key in ("version", "status") if health.get(key) is not None}
+    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in found.items()}
+    # A lone surrogate is no text that the registry could store: it would refuse it each time.
+    return {key: v[:MAX_METADATA].encode("utf-8", "replace").decode() for key, v in texts.items()}
+
+
+# ------------------------------------------------------------- the sign of life, and the network
+
+GRACE = 5.0  # seconds that a promise in the heartbeat file allows for a slow machine
+CUT_OFF = 120.0  # seconds with nothing but loopback, after which the network will not come back
+# What every network namespace has: loopback, and the tunnels of some kernels.
+BARE = "lo|(tunl|gre|gretap|erspan|ip_vti|ip6_vti|sit|ip6tnl|ip6gre)0"
+
+
+class SignOfLife:
+    """What stands in the heartbeat file, and until when: healthcheck.py judges it.
+
+    `shown` is the state with what its sentence needs, see healthcheck.write.
+    """
+
+    def __init__(self, path: str, clock: Clock = healthcheck.clock) -> None:
+        self.path, self.clock = path, clock
+        self.shown: tuple[str, float, float, int, str] = ("starting", 0.0, clock(), 0, "")
+        self.written: tuple[Any, ...] = ()
+        self.promised = -math.inf
+        self.fails = False  # whether the file could not be written
+
+    def show(
+        self, state: str, since: float, reason: str = "", attempt: int = 0, ready: float = 0.0
+    ) -> None:
+        """Set what the next write shows. `ready` is the moment until which the service is ready."""
+        self.shown = (state, ready, since, attempt, reason)
+
+    def promise(self, duration: float) -> None:
+        """Promise the next write within so many seconds and some grace; often it stands there."""
+        until = self.clock() + duration + GRACE
+        if until <= self.promised and self.shown == self.written:
+            return
+        try:
+            healthcheck.write(self.path, until, *self.shown)
+        except OSError as error:
+            if not self.fails:
+                path = say_value(self.path)
+                log.warning("HEARTBEAT_FILE=%s cannot be written: %s", path, say_failure(error))
+            self.fails = True
+        else:
+            self.promised, self.written = until, self.shown
+            self.fails = False
+
+
+class Network:
+    """The network, which may be another container's: that has a new one when it has restarted."""
+
+    def __init__(self, clock: Clock = healthcheck.clock) -> None:
+        self.clock = clock
+        # When it was found to be lost: infinite while there is one, NaN if there never was.
+        self.lost_at = math.nan
+        self.check()
+
+    def check(self) -> None:
+        """Exit with code 1 once it has been lost for CUT_OFF seconds."""
+        with contextlib.suppress(OSError):
+            bare = all(re.fullmatch(BARE, name) for _, name in socket.if_nameindex())
+            self.lost_at = min(self.lost_at, self.clock()) if bare else math.inf
+        lost = self.clock() - self.lost_at
+        if lost >= CUT_OFF:
+            fix = "exit 1, so that the restart policy brings the sidecar into the new network"
+            log.error("Network lost: nothing but loopback for %.0f s; %s", lost, fix)
+            raise SystemExit(1)
+
+
+# ------------------------------------------------------------------------- the look before a start
+
+FIXES = {  # what else may help where a probe's problem begins like this
+    "connection refused": "is it up, not on 127.0.0.1 alone, and the port right? Check {}",
+    "no answer within": "is it slow, or the address wrong? Set SERVICE_HEALTH_TIMEOUT or {}",
+    "[0-9]{3}": "it answers, but says that it is not healthy: see its own log",
+}
+
+
+class Check:
+    """A look at all that a start would need. It changes nothing anywhere."""
+
+    def __init__(self, settings: Settings, signals: Signals) -> None:
+        self.settings, self.fine = settings, True
+        self.service, self.registry = Service(settings, signals), choose_registry(settings, signals)
+
+    def run(self, doubts: Sequence[str]) -> int:
+        """Print what is fine and what is not. Return the exit code: 0 or 1. Raises Stop."""
+        settings, service, registry = self.settings, self.service, self.registry
+        for doubt in doubts or [""]:
+            self.tell("settings", "", doubt and f"but {doubt}")
+        self.try_health_file()
+        known = self.look_up("SERVICE_HOST", service.port, settings.service_health_timeout)
+        if known or service.peer.wire.host != service.port.host:
+            self.probe()
+        if self.look_up("REGISTRY_URL", registry.peer.wire, settings.registry_timeout):
+            self.look()
+            self.prove_token()
+        return 0 if self.fine else 1
+
+    def tell(self, what: str, problem: str, detail: str = "") -> None:
+        """Print a line about one thing: that it is fine, or what is wrong."""
+        detail = f"fine, {detail}" if detail else "fine"
+        log.info("%s: %s", what, f"not fine: {problem}" if problem else detail)
+        self.fine = self.fine and not problem
+
+    def try_health_file(self) -> None:
+        """Try whether the heartbeat file could be written."""
+        path, problem = self.settings.heartbeat_file, ""
+        try:
+            healthcheck.try_out(path)
+        except OSError as error:
+            problem = f"{say_failure(error)}; mount a tmpfs on /tmp, or set HEARTBEAT_FILE"
+        self.tell(f"HEARTBEAT_FILE, {say_value(path)}", problem, "it can be written")
+
+    def look_up(self, variable: str, wire: Wire, timeout: float) -> bool:
+        """Look a name up, and tell whether it is known."""
+        wire.begin(timeout)
+        found = problem = ""
+        try:
+            found = f"at {wire.any_address()}"
+        except Exception as error:
+            problem = f"{say_failure(error)}; share its network, or check {variable}"
+        self.tell(f"{variable}, {wire.host}", problem, found)
+        return not problem
+
+    def probe(self) -> None:
+        """Probe the service once."""
+        settings, kind = self.settings, self.settings.service_health_check
+        problem = "" if self.service.probe() else self.service.problem
+        own = kind != "http" or settings.service_health_endpoint.startswith("/")
+        fix = next((fix for start, fix in FIXES.items() if re.match(start, problem)), "")
+        if fix and "; " not in problem:
+            problem += "; " + fix.format("SERVICE_PORT" if own else "SERVICE_HEALTH_ENDPOINT")
+        self.tell(f"{kind} probe of {self.service.place}", problem)
+
+    def look(self) -> None:
+        """Look once for the record."""
+        answer = self.registry.look(self.settings.registry_timeout)
+        listed = "not yet" if answer.meaning == LOST else "already"
+        found = f"{self.settings.service_name} is {listed} listed"
+        self.tell_answer(f"list of {say_value(self.settings.registry_url)}", answer, found)
+
+    def prove_token(self) -> None:
+        """Find out whether the registry takes the token, or goes without one."""
+        answer = self.registry.prove_token(self.settings.registry_timeout)
+        token = self.registry.token
+        found = f"{token.name} is accepted" if token.now() else "none is set, and none is asked for"
+        self.tell_answer("token", answer, found)
+
+    def tell_answer(self, what: str, answer: Answer, found: str) -> None:
+        """Print a line about an answer of the registry; `found` is what it proves, if it does."""
+        if answer.meaning in (FAILED, REFUSED):
+            fix = "" if "REGISTRY_" in answer.advice else "; is it up, and REGISTRY_URL right?"
+            self.tell(what, answer.advice + fix)
+        else:
+            remark = answer.advice if answer.meaning == ACCEPTED else ""
+            self.tell(what, "", remark or found)
+
+
 # ------------------------------------------------------------------------------------- settings
 
-VERSION = "1.0.0"  # the Dockerfile's is held to it
-REGISTRY_TTL = 60.0  # seconds without a heartbeat after which the registry drops a record
 LONGEST_DURATION = 86400.0  # seconds
 GRACE_PERIOD = 10.0  # seconds from SIGTERM to SIGKILL, by default, of Docker and Compose
 STOP_TIMEOUT = 1.5  # seconds for the last exchange; the whole stop has 3, and DRAIN_SECONDS
-MAX_METADATA = 256  # characters of a metadata value
+MAX_METADATA = 256  # characters of a metadata value, or a tag
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-NAME = "(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", (
+NAME = "(?!index$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+NAME_FIX = (
     "the name to register: lowercase letters, digits, _ and -, not `index`, the registry's own"
 )
 FRAMING = "Connection|Content-Length|Transfer-Encoding"  # the agent's own
 HEADER = rf"(?!(?i:{FRAMING}):)([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~]*)"
 URL_FIX = "http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
-TOKEN = "[!-~]{0,4095}", "the registry's token: printable ASCII without blanks"
+HEALTH_FIX = "a path, such as /health, or a whole URL, such as http://vertice-osint:9000/health"
+TOKEN = "[!-~]{0,4095}"
+TOKEN_FIX = "the registry's token: printable ASCII without blanks"
 TOKEN_VARIABLES = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
 CONSUL = {"consul": "http", "consul-tls": "https"}  # schemes of REGISTRY_URL, how it is reached
-CONSUL_KEY, CONSUL_FIX = "(?!consul-)[A-Za-z0-9_-]{1,128}", (
+CONSUL_KEY = "(?!consul-)[A-Za-z0-9_-]{1,128}"
+CONSUL_FIX = (
     "for Consul, set it to at most 64 pairs with values of up to 512 bytes, and keys of letters,"
     " digits, _ and - that do not begin with consul-"
 )
-RECORD_ID = "([A-Za-z0-9][A-Za-z0-9._:-]{0,254})?", "the record's ID: letters, digits, . _ : and -"
+RECORD_ID = "([A-Za-z0-9][A-Za-z0-9._:-]{0,254})?"
+RECORD_ID_FIX = "the record's ID: letters, digits, . _ : and -"
 
 
 class SettingsError(ValueError):
@@ -112,40 +1014,9 @@ def is_quoted(text: str) -> bool:
     return len(text) > 1 and text[0] in "'\"" and text[0] == text[-1]
 
 
-def read_text(path: str) -> str:
-    """Return the text of a short file. Raises OSError, or ValueError where it is no plain text."""
-    content = healthcheck.read(path)
-    if len(content) >= healthcheck.LONGEST_LINE:  # no more of a file is read
-        raise ValueError("it is longer than 4 KB")
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]:
-        raise ValueError("the file is UTF-16; save it as plain text")
-    return content.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").strip()
-
-
-def read_token(path: str) -> str:
-    """Return the token in the file. Raises OSError, or ValueError where it holds none."""
-    token = read_text(path)
-    if not re.fullmatch("[!-~]+", token):
-        raise ValueError("it must hold one token, printable ASCII without blanks")
-    return token
-
-
-def read_headers(path: str) -> dict[str, str]:
-    """Return the headers in the file. Raises OSError, or ValueError where a line is none."""
-    headers: dict[str, str] = {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        header = re.fullmatch(HEADER, line.strip())
-        if header and header[1].title() not in headers:
-            headers[header[1].title()] = header[2]
-        elif line.strip() or number == 1:
-            words = f"in printable ASCII, each name once, no {FRAMING.replace('|', ', ')}"
-            raise ValueError(f"line {number} must be `Name: value` {words}")
-    return headers
-
-
-def load_authorities(path: str) -> Any:
-    """Return a TLS context that trusts these, if there is TLS. Raises OSError (ssl.SSLError)."""
-    return None if ssl is None else ssl.create_default_context(cafile=path)
+def is_https(url: str) -> bool:
+    """Tell whether the URL is one of https."""
+    return url[:6].lower() == "https:"
 
 
 def is_consul(url: str) -> bool:
@@ -169,54 +1040,153 @@ def consul_meta(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: metadata[key] for key in [k for k in keys if re.fullmatch(CONSUL_KEY, k)][:64]}
 
 
-# Parsers: each takes a setting's text and returns its value, or raises ValueError(what to do).
+# What a file holds that a setting names: each takes its path, and raises OSError or ValueError.
 
 
-def parse_choice(choices: tuple[str, ...], text: str) -> str:
-    for choice in choices:
-        if text.lower() == choice.lower():
-            return choice
-    raise ValueError(f"set it to one of {', '.join(choices)}")
+def read_text(path: str) -> str:
+    """Return the text of a short file."""
+    content = healthcheck.read(path)
+    if len(content) >= healthcheck.LONGEST_LINE:  # no more of a file is read
+        raise ValueError("it is longer than 4 KB")
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]:
+        raise ValueError("the file is UTF-16; save it as plain text")
+    return content.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").strip()
+
+
+def read_token(path: str) -> str:
+    """Return the token in the file."""
+    token = read_text(path)
+    if not re.fullmatch("[!-~]+", token):
+        raise ValueError("it must hold one token, printable ASCII without blanks")
+    return token
+
+
+def read_headers(path: str) -> dict[str, str]:
+    """Return the headers in the file."""
+    headers: dict[str, str] = {}
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        header = re.fullmatch(HEADER, line.strip())
+        if header and header[1].title() not in headers:
+            headers[header[1].title()] = header[2]
+        elif line.strip() or number == 1:
+            words = f"in printable ASCII, each name once, no {FRAMING.replace('|', ', ')}"
+            raise ValueError(f"line {number} must be `Name: value` {words}")
+    return headers
+
+
+def read_authorities(path: str) -> Any:
+    """Return a TLS context that trusts these, if the image has TLS."""
+    return None if ssl is None else ssl.create_default_context(cafile=path)
+
+
+# Parsers take a setting's text and return its value, or raise ValueError(what to do).
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Parse one of these words, in any case."""
+
+    def parse(text: str) -> str:
+        for choice in choices:
+            if text.lower() == choice.lower():
+                return choice
+        raise ValueError(f"set it to one of {', '.join(choices)}")
+
+    return parse
 
 
 def parse_truth(text: str) -> bool:
+    """Parse true or false."""
     true, false = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-    return parse_choice((*true, *false), text) in true
+    return one_of(*true, *false)(text) in true
 
 
-def parse_number(kind: type[int | float], lowest: float, highest: float, text: str) -> float:
-    pattern = "[0-9]{1,9}" if kind is int else r"[0-9]{1,9}\.?[0-9]{0,9}|\.[0-9]{1,9}"
-    if re.fullmatch(pattern, text) and lowest <= kind(text) <= highest:
-        return kind(text)
-    words = "a whole number" if kind is int else "seconds"
-    raise ValueError(f"set it to {words} from {lowest:g} to {highest:g}")
+def whole(lowest: int, highest: int) -> Callable[[str], int]:
+    """Parse a whole number."""
+
+    def parse(text: str) -> int:
+        if re.fullmatch("[0-9]{1,9}", text) and lowest <= int(text) <= highest:
+            return int(text)
+        linked = "; Kubernetes or a Docker link has set it to this" if "://" in text else ""
+        raise ValueError(f"set it to a whole number from {lowest} to {highest}{linked}")
+
+    return parse
 
 
-def parse_pattern(pattern: str, fix: str, text: str) -> str:
-    if re.fullmatch(pattern, text):
-        return text
-    raise ValueError(f"set it to {fix}")
+def seconds(lowest: float, highest: float = LONGEST_DURATION) -> Callable[[str], float]:
+    """Parse a duration in seconds, with decimals or not."""
+
+    def parse(text: str) -> float:
+        number = re.fullmatch(r"[0-9]{1,9}\.?[0-9]{0,9}|\.[0-9]{1,9}", text)
+        if number and lowest <= float(text) <= highest:
+            return float(text)
+        raise ValueError(f"set it to seconds from {lowest:g} to {highest:g}")
+
+    return parse
+
+
+def matching(pattern: str, fix: str) -> Callable[[str], str]:
+    """Parse what matches a regular expression."""
+
+    def parse(text: str) -> str:
+        if re.fullmatch(pattern, text):
+            return text
+        raise ValueError(f"set it to {fix}")
+
+    return parse
+
+
+def file_of(read: Callable[[str], object], what: str) -> Callable[[str], str]:
+    """Parse the path of a file that can be read, or nothing."""
+
+    def parse(text: str) -> str:
+        try:
+            if text:
+                read(text)
+            return text
+        except (OSError, ValueError) as error:
+            why = say_failure(error) if isinstance(error, OSError) else str(error)
+            raise ValueError(f"set it to a readable file {what} ({why})") from error
+
+    return parse
+
+
+def list_of(take: Callable[[str], T], fix: str) -> Callable[[str], list[T]]:
+    """Parse what stands between commas."""
+
+    def parse(text: str) -> list[T]:
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        if not all(len(item) <= MAX_METADATA and item.isprintable() for item in items):
+            raise ValueError(f"set it to {fix}, at most {MAX_METADATA} characters each")
+        return [take(item) for item in items]
+
+    return parse
 
 
 def parse_host(text: str) -> str:
-    host = re.sub(r"^\[(.*)\]$", r"\1", text)
-    if is_host(host):
-        return host
+    """Parse a host's name or address."""
+    name = re.sub(r"^\[(.*)\]$", r"\1", text)
+    if is_host(name):
+        return name
     raise ValueError("set it to the service's host name or address alone, such as vertice-osint")
 
 
 def parse_scheme(text: str) -> str:
-    scheme = parse_choice(("http", "https"), text)
-    if scheme == "https" and ssl is None:
+    """Parse http or https, if the image has TLS."""
+    found = one_of("http", "https")(text)
+    if found == "https" and ssl is None:
         raise ValueError("this image has no TLS; build it with --build-arg TLS=1, or use http://")
-    return scheme
+    return found
 
 
 def parse_url(text: str, odd: str = r"\\?#", fix: str = URL_FIX) -> str:
+    """Parse a URL; `odd` are characters that it must not have, for a regular expression."""
     try:
-        parts = urlsplit(text)
+        # Whatever else stands there is refused before urlsplit sees it: it would want Unicode's
+        # tables, which the image has not.
+        sound = not re.search(rf"[^!-~]|[{odd}]", text)
+        parts = urlsplit(text if sound else "")
         sound = parts.scheme in ("http", "https") and is_host(parts.hostname or "")
-        sound = sound and parts.port != 0 and not re.search(rf"[^!-~]|[{odd}]", text)
+        sound = sound and parts.port != 0
         requests.Request("GET", text).prepare()  # it takes fewer brackets than urlsplit
     except ValueError:
         sound = False
@@ -227,80 +1197,87 @@ def parse_url(text: str, odd: str = r"\\?#", fix: str = URL_FIX) -> str:
 
 
 def parse_registry(text: str) -> str:
+    """Parse a registry's URL."""
     parse_url(web_url(text))
     return text.rstrip("/")
 
 
 def parse_health(text: str) -> str:
+    """Parse a path on the service, or a whole URL."""
     if not re.fullmatch('/(?!/)[!"$-~]*', text):
-        fix = "a path, such as /health, or a whole URL, such as http://vertice-osint:9000/health"
-        parse_url(text, r"\\#", fix)
+        parse_url(text, r"\\#", HEALTH_FIX)
     return text
 
 
 def parse_pairs(text: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for item in filter(str.strip, text.split(",")):
+    """Parse k=v,k=v."""
+    fix = "k=v,k=v with each key once"
+    found: dict[str, str] = {}
+    for item in list_of(str, fix)(text):
         key, equals, value = (part.strip() for part in item.partition("="))
-        sound = key and equals and key not in pairs
-        if not sound or len(item) > MAX_METADATA or not item.isprintable():
-            raise ValueError(
-                f"set it to k=v,k=v with each key once, at most {MAX_METADATA} characters a pair"
-            )
-        pairs[key] = value
-    return pairs
-
-
-def parse_file(load: Callable[[str], object], what: str, text: str) -> str:
-    try:
-        if text:
-            load(text)
-        return text
-    except (OSError, ValueError) as error:
-        raise ValueError(f"set it to a readable file {what} ({error})") from error
+        if not (key and equals and key not in found):
+            raise ValueError(f"set it to {fix}, at most {MAX_METADATA} characters each")
+        found[key] = value
+    return found
 
 
 def parse_heartbeat_file(text: str) -> str:
+    """Parse the path of the heartbeat file."""
     if os.path.exists(text) and not os.path.isfile(text) and not os.path.isdir(text):
         raise ValueError("set it to a path for a file of its own, such as /tmp/heartbeat")
     return text
 
 
-def setting(default: str, parse: Callable[..., Any], *bounds: object) -> Any:
-    """Return what a setting is where nothing is set, as text, and its parser."""
-    return default, functools.partial(parse, *bounds)
+class Setting(Generic[T]):
+    """One environment variable; as an attribute of Settings, its value."""
+
+    def __init__(self, default: str, parse: Callable[[str], T]) -> None:
+        """Args: the text where nothing is set, the parser."""
+        self.default, self.parse = default, parse
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self.name = name.upper()
+
+    def __get__(self, settings: Settings, _owner: type) -> T:
+        value: T = settings.values[self.name]
+        return value
 
 
-class Settings(NamedTuple):
+class Settings:
     """All that the environment says, validated. Durations are in seconds."""
 
-    service_name: str = setting("", parse_pattern, *NAME)
-    service_host: str = setting("", parse_host)
-    service_port: int = setting("8080", parse_number, int, 1, 65535)
-    service_scheme: str = setting("http", parse_scheme)
-    service_ca_file: str = setting("", parse_file, load_authorities, "of CA certificates")
-    service_tls_verify: bool = setting("true", parse_truth)
-    service_health_check: str = setting("http", parse_choice, ("http", "tcp", "none"))
-    service_health_endpoint: str = setting("/health", parse_health)
-    service_health_headers_file: str = setting("", parse_file, read_headers, "of headers")
-    service_health_timeout: float = setting("5", parse_number, float, 0.01, LONGEST_DURATION)
-    service_health_retries: int = setting("3", parse_number, int, 1, 100)
-    service_metadata: Mapping[str, str] = setting("", parse_pairs)
-    service_id: str = setting("", parse_pattern, *RECORD_ID)
-    registry_url: str = setting("http://vertice-register-lb:8888", parse_registry)
-    registry_timeout: float = setting("10", parse_number, float, 0.01, LONGEST_DURATION)
-    registry_token: str = setting("", parse_pattern, *TOKEN)
-    vertice_registry_token: str = setting("", parse_pattern, *TOKEN)
-    registry_auth_token: str = setting("", parse_pattern, *TOKEN)
-    registry_token_file: str = setting("", parse_file, read_token, "that holds the token")
-    registry_ca_file: str = setting("", parse_file, load_authorities, "of CA certificates")
-    heartbeat_interval: float = setting("30", parse_number, float, 0.01, LONGEST_DURATION)
-    initial_wait_timeout: float = setting("60", parse_number, float, 0, LONGEST_DURATION)
-    deregister_on_exit: bool = setting("true", parse_truth)
-    drain_seconds: float = setting("0", parse_number, float, 0, LONGEST_DURATION)
-    heartbeat_file: str = setting(healthcheck.DEFAULT_PATH, parse_heartbeat_file)
-    log_level: str = setting("INFO", parse_choice, LOG_LEVELS)
-    log_format: str = setting("text", parse_choice, ("text", "json"))
+    service_name = Setting("", matching(NAME, NAME_FIX))
+    service_host = Setting("", parse_host)
+    service_port = Setting("8080", whole(1, 65535))
+    service_scheme = Setting("http", parse_scheme)
+    service_ca_file = Setting("", file_of(read_authorities, "of CA certificates"))
+    service_tls_verify = Setting("true", parse_truth)
+    service_health_check = Setting("http", one_of("http", "tcp", "none"))
+    service_health_endpoint = Setting("/health", parse_health)
+    service_health_headers_file = Setting("", file_of(read_headers, "of headers"))
+    service_health_timeout = Setting("5", seconds(0.01))
+    service_health_retries = Setting("3", whole(1, 100))
+    service_metadata = Setting("", parse_pairs)
+    service_id = Setting("", matching(RECORD_ID, RECORD_ID_FIX))
+    service_tags = Setting("", list_of(str, "a,b"))
+    registry_url = Setting("http://vertice-register-lb:8888", parse_registry)
+    registry_timeout = Setting("10", seconds(0.01))
+    registry_token = Setting("", matching(TOKEN, TOKEN_FIX))
+    vertice_registry_token = Setting("", matching(TOKEN, TOKEN_FIX))
+    registry_auth_token = Setting("", matching(TOKEN, TOKEN_FIX))
+    registry_token_file = Setting("", file_of(read_token, "that holds the token"))
+    registry_ca_file = Setting("", file_of(read_authorities, "of CA certificates"))
+    ssl_cert_file = Setting("", str)
+    heartbeat_interval = Setting("30", seconds(0.01))
+    initial_wait_timeout = Setting("60", seconds(0))
+    deregister_on_exit = Setting("true", parse_truth)
+    drain_seconds = Setting("0", seconds(0))
+    heartbeat_file = Setting(healthcheck.DEFAULT_PATH, parse_heartbeat_file)
+    log_level = Setting("INFO", one_of(*LOG_LEVELS))
+    log_format = Setting("text", one_of("text", "json"))
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
 
     @property
     def endpoint(self) -> str:
@@ -323,48 +1300,86 @@ class Settings(NamedTuple):
     def token_name(self) -> str:
         """The variable that the token comes from, or would come from."""
         names = ("REGISTRY_TOKEN_FILE", *TOKEN_VARIABLES)
-        return next((name for name in names if getattr(self, name.lower())), "REGISTRY_TOKEN")
+        return next((name for name in names if self.values[name]), "REGISTRY_TOKEN")
 
     @property
     def pace(self) -> float:
         """What shortens the waits inside a short slot, so that a retry fits in."""
         return min(1.0, self.heartbeat_interval / 30)
 
-    def token(self) -> str:
-        """Return the token by now. Raises OSError or ValueError where its file holds none."""
-        if self.registry_token_file:
-            return read_token(self.registry_token_file)
-        return str(getattr(self, self.token_name.lower()))
+
+SETTINGS = {each.name: each for each in vars(Settings).values() if isinstance(each, Setting)}
+
+
+def usage() -> str:
+    """Return what --help prints."""
+    rows = "\n".join(f"  {name}={each.default}" for name, each in SETTINGS.items())
+    return f"""usage: agent.py [--check | --version | --help]
+Keeps the service beside it registered in a registry.
+--check looks at the settings, at the service and at the registry, changes nothing, and says what
+is wrong; its exit code is 0 where all is fine, 1 where something is not, 2 where a setting is bad.
+All settings are environment variables. These are they, with their defaults:
+{rows}"""
 
 
 def read_settings(variables: Mapping[str, str]) -> Settings:
     """Return the environment as settings, empty means unset. SettingsError names all problems."""
-    values, problems = {}, []
-    for field, (default, parse) in Settings._field_defaults.items():
-        name = field.upper()
+    values: dict[str, Any] = {}
+    problems = []
+    for name, each in SETTINGS.items():
         text = variables.get(name, "").strip()
         try:
-            values[field] = parse(text or default)
+            values[name] = each.parse(text or each.default)
             if is_quoted(text) and name not in TOKEN_VARIABLES:
                 raise ValueError("set it without the quotes")
         except ValueError as error:
             hint = "; the quotes are part of the value" if text.strip("'\"") != text else ""
             problems.append((name, text, f"{error}{hint}"))
-    metadata = values.get("service_metadata", {})
-    if is_consul(values.get("registry_url", "")) and consul_meta(metadata) != metadata:
-        problems.append(("SERVICE_METADATA", variables["SERVICE_METADATA"], CONSUL_FIX))
+    problems += problems_together(values)
     if problems:
         raise SettingsError(*problems)
-    settings = Settings(**values)
     # An exchange that took more than half a slot would leave no room to repeat it inside the slot.
-    half = settings.heartbeat_interval / 2
-    return settings._replace(
-        service_health_timeout=min(settings.service_health_timeout, half),
-        registry_timeout=min(settings.registry_timeout, half),
+    for name in ("SERVICE_HEALTH_TIMEOUT", "REGISTRY_TIMEOUT"):
+        values[name] = min(values[name], values["HEARTBEAT_INTERVAL"] / 2)
+    return Settings(values)
+
+
+def problems_together(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return what is wrong with settings that are sound each by itself, as SettingsError has it.
+
+    Those that are not sound by themselves are missing among the values.
+    """
+    problems = []
+    metadata, interval = values.get("SERVICE_METADATA", {}), values.get("HEARTBEAT_INTERVAL", 0.0)
+    consul = is_consul(values.get("REGISTRY_URL", "consul:"))
+    if consul and consul_meta(metadata) != metadata:
+        text = ",".join(f"{key}={value}" for key, value in metadata.items())
+        problems.append(("SERVICE_METADATA", text, CONSUL_FIX))
+    if not consul and interval > REGISTRY_TTL:
+        fix = f"set it to {REGISTRY_TTL / 2:g} or less: the registry forgets a service after"
+        problems.append(("HEARTBEAT_INTERVAL", f"{interval:g}", f"{fix} {REGISTRY_TTL:g} s"))
+    try:
+        if len(values) == len(SETTINGS) and uses_ssl_cert_file(Settings(values)):
+            file_of(read_authorities, "of CA certificates")(values["SSL_CERT_FILE"])
+    except ValueError as error:
+        problems.append(("SSL_CERT_FILE", values["SSL_CERT_FILE"], str(error)))
+    return problems
+
+
+def uses_ssl_cert_file(settings: Settings) -> bool:
+    """Tell whether https is spoken anywhere without a CA file of its own."""
+    return any(
+        is_https(url) and not settings.values[name] for name, url in ca_files(settings).items()
     )
 
 
-def doubts_of_time(settings: Settings) -> list[str]:
+def ca_files(settings: Settings) -> dict[str, str]:
+    """Return the settings that name a CA file, and the URL that each is for."""
+    probed = settings.health_url if settings.service_health_check == "http" else ""
+    return {"REGISTRY_CA_FILE": web_url(settings.registry_url), "SERVICE_CA_FILE": probed}
+
+
+def doubts_about_time(settings: Settings) -> list[str]:
     """Return the doubts about durations."""
     lines = []
     interval, retries = settings.heartbeat_interval, settings.service_health_retries
@@ -388,32 +1403,138 @@ def doubts_of_time(settings: Settings) -> list[str]:
     return lines
 
 
-def doubts(settings: Settings) -> list[str]:
+def doubts_about_places(settings: Settings) -> list[str]:
+    """Return the doubts about what is set for https or Consul, and reaches neither."""
+    lines = []
+    for name, url in ca_files(settings).items():
+        if settings.values[name] and not is_https(url):
+            lines.append(f"{name}: has no effect while nothing there is reached by https")
+    if is_https(ca_files(settings)["SERVICE_CA_FILE"]) and not settings.service_tls_verify:
+        lines.append("SERVICE_TLS_VERIFY=false: a probe believes whoever answers in its place")
+    for_consul = "has no effect while REGISTRY_URL does not begin with consul://"
+    if not is_consul(settings.registry_url):
+        names = ("SERVICE_ID", "SERVICE_TAGS")
+        lines += [f"{name}: {for_consul}" for name in names if settings.values[name]]
+    return lines
+
+
+def doubts_about_names(variables: Mapping[str, str]) -> list[str]:
+    """Return the doubts about variables that look like a setting, or hold a comment."""
+    lines = []
+    for name, text in variables.items():
+        if name in SETTINGS:
+            if " #" in text and name not in TOKEN_VARIABLES:
+                lines.append(f"{name}: what follows the # is part of the value; set it without")
+            continue
+        # Not what Kubernetes or a Docker link sets for a service of such a name.
+        linked = re.search("_SERVICE_(HOST|PORT)|_PORT(_|$)|_ENV_", name)
+        longest_first = sorted(SETTINGS, key=len, reverse=True)
+        meant = next((known for known in longest_first if is_slip(name, known)), None)
+        if meant and not linked:
+            lines.append(f"{name}: is no setting of the sidecar; {meant} is one")
+    return lines
+
+
+def is_slip(name: str, known: str) -> bool:
+    """Tell whether one character too many, too few or wrong, two swapped, or a suffix, differ."""
+    pairs = zip(name, known, strict=False)
+    same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    rest, other = name[same:], known[same:]
+    slips = [(rest[1:], other), (rest, other[1:]), (rest[1:], other[1:])]
+    swapped = rest[:2] == other[:2][::-1] and rest[2:] == other[2:]
+    return any(one == two for one, two in slips) or swapped or name.startswith(known + "_")
+
+
+def doubts_about(settings: Settings, variables: Mapping[str, str]) -> list[str]:
     """Return a line for each setting that works, but hardly as its author meant."""
-    lines = doubts_of_time(settings)
+    lines = doubts_about_time(settings) + doubts_about_places(settings)
+    lines += doubts_about_names(variables)
     if not re.fullmatch("[a-z0-9_-]{3,64}", settings.service_name):
         convention = "names are by convention 3 to 64 lowercase letters, digits, _ and -"
         lines.append(f"SERVICE_NAME={settings.service_name}: {convention}")
-    scheme = urlsplit(settings.registry_url).scheme
-    if settings.registry_ca_file and CONSUL.get(scheme, scheme) != "https":
-        lines.append(f"REGISTRY_CA_FILE: has no effect while REGISTRY_URL begins with {scheme}://")
-    secure = settings.service_health_check == "http" and settings.health_url[:6].lower() == "https:"
-    if settings.service_ca_file and not secure:
-        lines.append("SERVICE_CA_FILE: has no effect while no probe speaks https")
-    if secure and not settings.service_tls_verify:
-        lines.append("SERVICE_TLS_VERIFY=false: a probe believes whoever answers in its place")
-    with contextlib.suppress(OSError, ValueError):
-        if is_quoted(settings.token()):
-            lines.append(f"{settings.token_name}: the token is in quotes, and they are part of it")
+    token = choose_token(settings)
+    if is_quoted(token.now()):
+        lines.append(f"{token.name}: the token is in quotes, and they are part of it")
     return lines
+
+
+class NamedFile(Generic[T]):
+    """What the file holds that a setting names: read again whenever the file has changed.
+
+    Where it cannot be read any more, what it held stays, with one warning.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        read: Callable[[str], T],
+        secrets: Callable[[T], Iterable[str]],
+        value: T,
+    ) -> None:
+        """Args: the setting; its file, or "" where none is named, and the value is all there is;
+        what reads the file; what in a value has to stay out of the log; the value before."""
+        self.name, self.path, self.read, self.secrets = name, path, read, secrets
+        self.value = value
+        self.mark: object = ()  # of the file as it was when it was read
+        keep_secret(name, secrets(value))
+
+    def now(self) -> T:
+        """Return what it holds by now."""
+        if self.path and self.mark != (mark := file_mark(self.path)):
+            self.mark = mark
+            try:
+                self.value = self.read(self.path)
+            except (OSError, ValueError) as error:
+                why = say_failure(error) if isinstance(error, OSError) else str(error)
+                log.warning("%s cannot be read, what it held stays in force: %s", self.name, why)
+            else:
+                keep_secret(self.name, self.secrets(self.value))
+        return self.value
+
+
+def file_mark(path: str) -> object:
+    """Return what changes whenever the file does; None where there is no such file."""
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def choose_token(settings: Settings) -> NamedFile[str]:
+    """Return the registry's token, from its file or from a variable."""
+    name, path = settings.token_name, settings.registry_token_file
+    value = "" if path else settings.values[name]
+    return NamedFile(name, path, read_token, lambda token: [token], value)
+
+
+def whom_to_trust(settings: Settings, name: str, url: str) -> NamedFile[Any] | None:
+    """Return the TLS context for a URL, from its CA file; None where it is not one of https."""
+    if not is_https(url):
+        return None
+    path = settings.values[name] or settings.ssl_cert_file or requests.utils.DEFAULT_CA_BUNDLE_PATH
+    if name == "SERVICE_CA_FILE" and not settings.service_tls_verify:
+        return NamedFile(name, "", read_authorities, no_secrets, trust_everybody())
+    return NamedFile(name, path, read_authorities, no_secrets, None)
+
+
+def trust_everybody() -> Any:
+    """Return a TLS context that verifies nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def no_secrets(_value: object) -> Iterable[str]:
+    """Return nothing: there are none in it."""
+    return ()
 
 
 # ---------------------------------------------------------------------------------------- rules
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds, the bounds of every backoff
 LONGEST_RETRY_AFTER = 300.0  # seconds
-
-Uniform = Callable[[float, float], float]  # random.uniform, or a test's
 
 
 def backoff(attempt: int, uniform: Uniform) -> float:
@@ -440,57 +1561,86 @@ def next_beat(phase: float, interval: float, now: float) -> float:
     return phase + (math.floor((now - phase) / interval) + 1) * interval
 
 
-def parse_retry_after(value: str, wall_clock: float) -> float:
+def parse_retry_after(value: str, date: str, wall_clock: float) -> float:
     """Return the seconds that a Retry-After header asks for, 0 to 300, and 0 for nonsense.
 
-    It holds seconds or a date (RFC 9110, section 10.2.3), compared with `wall_clock` in Unix time.
+    It holds seconds or a date (RFC 9110, section 10.2.3), reckoned from the same answer's Date
+    header: the peer's clock may be wrong. `wall_clock` (Unix time) serves where there is none.
     """
     try:
-        date = None if value.isdecimal() else email.utils.parsedate_to_datetime(value)
-        delay = float(value) if date is None else date.timestamp() - wall_clock
+        if value.isdecimal():
+            return min(float(value), LONGEST_RETRY_AFTER)
+        then = email.utils.parsedate_to_datetime(value).timestamp()
     except (ValueError, TypeError, OverflowError, OSError):
         return 0.0
-    return min(max(delay, 0.0), LONGEST_RETRY_AFTER)
+    with contextlib.suppress(ValueError, TypeError, OverflowError, OSError):
+        wall_clock = email.utils.parsedate_to_datetime(date).timestamp()
+    return min(max(then - wall_clock, 0.0), LONGEST_RETRY_AFTER)
+
+
+def begin_after(places: Sequence[T], failed: T | None) -> list[T]:
+    """Return the places in their order, beginning after the one that has failed last."""
+    start = places.index(failed) + 1 if failed in places else 0
+    return [*places[start:], *places[:start]]
 
 
 # -------------------------------------------------------------------------------------- the log
 
 MAX_SAID = 200  # characters of a peer's words in the log
-LOG_AGAIN = 30.0  # seconds between repeated lines about one lasting fault
+SHORTEST_HEADER = 6  # characters of a header's value that is kept out of it
 
 log = logging.getLogger("sidecar")
-# Kept out of whatever a peer says, since it may send the token back.
-secrets: dict[str, re.Pattern[str]] = {}
+# For each source of secrets, in each form in which a peer may send them back: what it holds, and
+# what it held before.
+secrets: dict[str, tuple[set[str], set[str]]] = {}
 
 
-def keep_secret(*new: str) -> None:
-    """Keep these out of the log from now on, also escaped as in JSON or a URL."""
-    for secret in filter(None, new):
-        # How many backslashes stand before a character depends on how often it was escaped; their
-        # number is bounded, or the search would take too long.
-        characters = [rf"(?:{re.escape(c)}|%{ord(c):02x})" for c in secret.replace("\\", "")]
-        pattern = "".join(rf"(?:\\|%5c){{0,40}}{character}" for character in characters)
-        secrets[secret] = re.compile(pattern or re.escape(secret), re.IGNORECASE)
+def keep_secret(source: str, values: Iterable[str]) -> None:
+    """Keep what a source holds by now out of the log, and what it held before."""
+    now = {form for value in values if value for form in forms(value)}
+    before = secrets.get(source, (set(), set()))[0]
+    if now != before:
+        secrets[source] = now, before
+
+
+def forms(secret: str) -> set[str]:
+    """Return a secret as it stands in text, in JSON (also inside JSON), and in a URL."""
+    plain = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    found = plain | {json.dumps(form)[1:-1] for form in plain} | {secret.replace("/", r"\/")}
+    for safe in ("", "/", "!$&'()*+,;=:@/"):
+        quoted = quote(secret, safe=safe)
+        found |= {quoted, re.sub("%..", lambda hexadecimal: hexadecimal[0].lower(), quoted)}
+    return found
+
+
+def blot_out(text: str) -> str:
+    """Return the text without secrets. The time it takes depends on its length alone."""
+    found = {form for now, before in secrets.values() for form in now | before}
+    for form in sorted(found, key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text
 
 
 def url_secrets(url: str) -> list[str]:
     """Return what stands in a URL's credentials, also in the form in which it is sent."""
     parts = urlsplit(url)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    if not user and not password:
-        return []
-    basic = base64.b64encode(f"{user}:{password}".encode("latin-1")).decode()  # as requests does
+    basic = basic_credentials(url).get("Authorization", "").removeprefix("Basic ")
     # Without a password, the user is a key.
     return [basic, password, parts.password or ""] if password else [basic, user]
 
 
-def header_secrets(value: str) -> list[str]:
-    """Return a header's value, what follows a scheme in it, and a password in that."""
-    scheme, _, sent = value.partition(" ")
-    clear = b""
-    with contextlib.suppress(ValueError):
-        clear = base64.b64decode(sent) if scheme.lower() == "basic" else b""
-    return [value, sent.strip(), clear.decode("utf-8", "replace").partition(":")[2]]
+def header_secrets(headers: Mapping[str, str]) -> list[str]:
+    """Return the values of headers, what follows a scheme in one, and a password in that."""
+    found = []
+    for value in headers.values():
+        scheme, _, sent = value.partition(" ")
+        clear = b""
+        with contextlib.suppress(ValueError):
+            clear = base64.b64decode(sent) if scheme.lower() == "basic" else b""
+        found += [value, sent.strip(), clear.decode("utf-8", "replace").partition(":")[2]]
+    # The log would be unreadable without each `1` or `http`.
+    return [value for value in found if len(value) >= SHORTEST_HEADER]
 
 
 def escape(text: str) -> str:
@@ -500,10 +1650,7 @@ def escape(text: str) -> str:
 
 def say_plain(words: object) -> str:
     """Make a peer's words fit for one line of a log: escaped, no secret, 200 characters."""
-    text = str(words)
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = secrets[secret].sub("***", text)
-    text = escape(text[: MAX_SAID + 1])
+    text = escape(blot_out(str(words))[: MAX_SAID + 1])
     return text if len(text) <= MAX_SAID else text[: MAX_SAID - 3] + "..."
 
 
@@ -518,15 +1665,19 @@ def say_value(value: object) -> str:
 
 
 def say_problem(name: str, text: str, fix: str) -> str:
-    """Say which setting is wrong, its value, and what to do."""
+    """Say which setting is wrong, its value unless that may be a secret, and what to do."""
     if not text:
         return f"{name} is not set: {escape(fix)}"
-    return f"{name}={'***' if name in TOKEN_VARIABLES else say_value(text)}: {escape(fix)}"
+    # A secret was typed where the path of its file belongs, unless it looks like a path.
+    directory = os.path.dirname(text.strip("'\""))
+    is_path = os.path.exists(text) or (directory != "/" and os.path.isdir(directory))
+    hidden = name in TOKEN_VARIABLES or (name.endswith("_FILE") and not is_path)
+    return f"{name}={'***' if hidden else say_value(text)}: {escape(fix)}"
 
 
 def say_settings(settings: Settings) -> str:
     """Return the settings in force on one line, without secrets."""
-    shown = {name.upper(): value for name, value in settings._asdict().items() if value != ""}
+    shown = {name: value for name, value in settings.values.items() if value not in ("", [], {})}
     shown |= dict.fromkeys(shown.keys() & set(TOKEN_VARIABLES), "***")
     return " ".join(f"{name}={say_value(value)}" for name, value in shown.items())
 
@@ -544,9 +1695,10 @@ class Log(logging.Handler):
     take fewer, so that is opened anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool) -> None:
+        """Args: whether lines go without time and level."""
         super().__init__()
-        self.as_json = self.plain = False
+        self.plain, self.as_json = plain, False
         self.file = 1
         if os.isatty(1):
             with contextlib.suppress(OSError):
@@ -573,10 +1725,12 @@ class Log(logging.Handler):
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         line = {"time": when, "level": record.levelname, "message": record.getMessage()}
         if record.exc_info:
-            line["traceback"] = "\n" + "".join(traceback.format_exception(record.exc_info[1]))
+            trace = "".join(traceback.format_exception(record.exc_info[1]))
+            line["traceback"] = "\n" + blot_out(trace)
         return (json.dumps(line) if self.as_json else " ".join(line.values())) + "\n"
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, or count it where there is no room."""
         self.flush()
         if self.unwritten:
             self.dropped += 1
@@ -603,293 +1757,44 @@ class Log(logging.Handler):
             self.dropped += self.told + 1
 
 
-# -------------------------------------------------------------------------------------- waiting
+# ---------------------------------------------------------------------------------- an exchange
 
 MAX_BODY = 64 * 1024  # bytes kept of any body
-MAX_READ = 2 * MAX_BODY  # bytes read of any exchange: status, headers, framing and body together
 # A connection is renewed before it is an hour old, so that a name that has moved is followed.
 LONGEST_CONNECTION = 3600.0 - 30.0  # seconds
-SLICE = 1.0  # seconds of sleep in one go
 
-# What TLS waits for may be the other direction.
-WANT_READ = () if ssl is None else (ssl.SSLWantReadError,)
-WANT_WRITE = () if ssl is None else (ssl.SSLWantWriteError,)
-
-
-class Stop(BaseException):
-    """SIGTERM or SIGINT has come. Not an Exception, so that no library swallows it."""
-
-
-class LateError(TimeoutError):
-    """An exchange has used up its deadline."""
-
-
-class Signals:
-    """Waits: for a file, the end of a deadline, a pause; and SIGTERM or SIGINT ends any of them.
-
-    The handler notes the signal. Python tells the wake-up descriptor of it (signal.set_wakeup_fd)
-    even while the wait is about to begin, so none is missed and no time-out is needed to look. The
-    handler raises only during a pause, where nothing is half done.
-    """
-
-    def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.sleep = sleep
-        self.stopping = False
-        self.asleep = False
-        self.wakeup, self.alarm = socket.socketpair()
-        self.wakeup.setblocking(False)
-        self.alarm.setblocking(False)
-        self.poller = select.poll()
-        self.poller.register(self.wakeup, select.POLLIN)
-
-    def install(self) -> None:
-        """Take over the signals, and what came of them while Python was importing."""
-        signal.set_wakeup_fd(self.alarm.fileno(), warn_on_full_buffer=False)
-        for number in STOP_SIGNALS:
-            signal.signal(number, self.note)
-        # With SIGCHLD ignored, the kernel reaps what is left to PID 1. The others mean nothing.
-        for name in ("SIGCHLD", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2"):
-            signal.signal(signal.Signals[name], signal.SIG_IGN)
-        with contextlib.suppress(ChildProcessError):  # of the process that this one was before
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-    def note(self, _number: int, _frame: object) -> None:
-        """Handle a signal."""
-        self.stopping = True
-        if self.asleep:
-            self.asleep = False
-            raise Stop
-
-    def ignore(self) -> None:
-        """Until `heed`, SIGTERM and SIGINT change nothing: the agent exits anyway."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        with contextlib.suppress(BlockingIOError):
-            self.wakeup.recv(4096)
-        self.stopping = False
-
-    def heed(self) -> None:
-        """Take signals again, those too that have come since `ignore`."""
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-    def pause(self, duration: float) -> None:
-        """Sleep so many seconds. Raises Stop.
-
-        In slices: what comes after Python has looked for signals, and before the kernel sleeps,
-        cuts no sleep short.
-        """
-        try:
-            self.asleep = True
-            while not self.stopping:
-                self.sleep(min(duration, SLICE))
-                duration -= SLICE
-                if duration <= 0:
-                    return
-            raise Stop
-        finally:
-            self.asleep = False
-
-    def wait(self, file: int, events: int, end: float) -> bool:
-        """Tell whether the file is ready before `end` (monotonic seconds). Raises Stop."""
-        self.poller.register(file, events)
-        try:
-            while not self.stopping:
-                left = end - time.monotonic()
-                if left <= 0:
-                    return False
-                if any(ready == file for ready, _ in self.poller.poll(math.ceil(left * 1000))):
-                    return True
-            raise Stop
-        finally:
-            self.poller.unregister(file)
-
-
-class Wire:
-    """The way to one host and port: look-up, connecting, and the bounds of what passes over it.
-
-    Attributes: `duration` of the exchange under way, its `end` (monotonic seconds), the `budget` in
-    bytes still to be read, when the last connection was `opened`, the `look_up` without an answer.
-    """
-
-    def __init__(self, host: str, port: int, signals: Signals) -> None:
-        self.host, self.port, self.signals = host, port, signals
-        self.duration = self.end = self.opened = 0.0
-        self.budget = 0
-        self.look_up: LookUp | None = None
-
-    def begin(self, duration: float) -> None:
-        """Give the next exchange so many seconds, and MAX_READ bytes."""
-        self.duration, self.end, self.budget = duration, time.monotonic() + duration, MAX_READ
-
-    def wait(self, file: int, events: int, end: float = math.inf) -> None:
-        """Wait until the file is ready. Raises LateError at `end`, or that of all; and Stop."""
-        if not self.signals.wait(file, events, min(end, self.end)):
-            raise LateError(f"no answer within {say_seconds(self.duration)}")
-
-    def open(self) -> "PatientSocket":
-        """Connect to one address after the other, each with its share of the time that is left.
-
-        Raises what came of the last one: an OSError, LateError among them.
-        """
-        addresses = self.addresses()
-        for rest in range(len(addresses), 0, -1):
-            now = time.monotonic()
-            try:
-                return self.connect(addresses[-rest], now + (self.end - now) / rest)
-            except OSError as error:
-                failure = error
-        raise failure
-
-    def connect(self, address: Any, end: float) -> "PatientSocket":
-        """Connect to one of getaddrinfo's addresses until `end`. Raises OSError."""
-        family, kind, protocol, _, place = address
-        sock = PatientSocket(family, kind, protocol)
-        try:
-            sock.wire = self
-            sock.settimeout(0)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            problem = sock.connect_ex(place)
-            if problem == errno.EINPROGRESS:
-                self.wait(sock.fileno(), select.POLLOUT, end)
-                problem = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if not problem and sock.getsockname() == place:
-                problem = errno.ECONNREFUSED  # nobody listens there, and it met itself
-            if problem:
-                raise OSError(problem, os.strerror(problem))
-        except BaseException:
-            sock.close()
-            raise
-        self.opened = time.monotonic()
-        return sock
-
-    def addresses(self) -> list[Any]:
-        """Look the host up, or join the look-up under way: a dead DNS holds one thread, not many.
-
-        Raises OSError, LateError among them. An answer that came when nobody waited serves nobody.
-        """
-        with contextlib.suppress(OSError):  # what is an address needs no look-up
-            return socket.getaddrinfo(
-                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-            )
-        look_up = self.look_up
-        if look_up is None or look_up.answer is not None:
-            look_up = self.look_up = LookUp(self.host, self.port)
-        self.wait(look_up.ended.fileno(), select.POLLIN)
-        self.look_up = None
-        look_up.ended.close()
-        if isinstance(look_up.answer, Exception):
-            raise look_up.answer
-        return look_up.answer or []
-
-
-class LookUp:
-    """One name look-up, in a thread of its own since nothing ends a getaddrinfo.
-
-    `answer` is None, then the addresses or the exception; `ended` is readable from then on.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        """Raises OSError where no thread is to be had."""
-        self.host, self.port = host, port
-        self.answer: list[Any] | Exception | None = None
-        self.ended, self.end = socket.socketpair()
-        try:
-            threading.Thread(target=self.run, daemon=True).start()
-        except RuntimeError as error:
-            raise OSError(errno.EAGAIN, f"name look-up: {error}") from error
-
-    def run(self) -> None:
-        # Signals are for the main thread, which they wake from its sleep.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self.answer = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except Exception as error:
-            self.answer = error.with_traceback(None)  # which would hold the descriptors
-        self.end.close()
-
-
-class PatientSocket(socket.socket):
-    """A socket that never blocks: its reads and writes wait as its wire does, within its bounds."""
-
-    wire: Wire
-
-    def settimeout(self, _value: float | None) -> None:
-        """Stay non-blocking, whatever a library sets."""
-        super().settimeout(0)
-
-    def recv_into(self, *arguments: Any) -> int:
-        """Receive. Raises LateError, Stop, and OSError where the peer has sent too much."""
-        count: int = self.patiently(select.POLLIN, super().recv_into, *arguments)
-        self.wire.budget -= count
-        if self.wire.budget < 0:
-            raise OSError(errno.EMSGSIZE, f"the answer is longer than {MAX_READ // 1024} KB")
-        return count
-
-    def sendall(self, data: Any, *arguments: Any) -> None:
-        """Send all of it. Raises LateError, Stop."""
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[self.patiently(select.POLLOUT, super().send, view, *arguments) :]
-
-    def patiently(self, events: int, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Repeat the call until it need not wait any more for what it usually waits for."""
-        while True:
-            try:
-                return call(*arguments)
-            except BlockingIOError:
-                self.wire.wait(self.fileno(), events)
-            except WANT_READ:
-                self.wire.wait(self.fileno(), select.POLLIN)
-            except WANT_WRITE:
-                self.wire.wait(self.fileno(), select.POLLOUT)
-
-
-if ssl is not None:
-
-    class PatientTLSSocket(PatientSocket, ssl.SSLSocket):
-        """The same inside TLS."""
-
-        def do_handshake(self, block: bool = False) -> None:
-            self.patiently(select.POLLIN, super().do_handshake, block)
-
-    class PatientTLSContext(ssl.SSLContext):
-        """Wraps a PatientSocket in TLS, verified as always."""
-
-        sslsocket_class = PatientTLSSocket
-
-        def wrap_socket(self, sock: Any, *arguments: Any, **options: Any) -> Any:
-            options["do_handshake_on_connect"] = False
-            wrapped: Any = super().wrap_socket(sock, *arguments, **options)
-            wrapped.wire = sock.wire
-            try:
-                wrapped.do_handshake()
-            except BaseException:
-                wrapped.close()
-                raise
-            return wrapped
-
-
-# ---------------------------------------------------------------------------------- an exchange
+# What an exchange that failed has proven.
+TLS_THERE = "TLS there"  # though it was asked in plain HTTP
+NO_TLS_THERE = "no TLS there"
+NOT_HTTP = "another protocol, or none that is HTTP/1"
+NOTHING_SAID = "closed without a byte"
+UNKNOWN_AUTHORITY = "a certificate whose authority is not among those known"
+# OpenSSL's numbers (X509_verify_cert): the issuer is missing, or its certificate is of its own.
+UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
 
 
 class Answer(NamedTuple):
-    """What an exchange brought.
+    """What an exchange brought, and for the registry what it means.
 
-    Status 0: no answer came. `failure` says why none came, or why its body is not whole.
+    Status 0: no answer came. `failure` says why none came, or why its body is not whole. `advice`
+    is for the log: where that was, what came, and which setting may help.
     """
 
     status: int = 0
     headers: Mapping[str, str] = {}
     body: bytes = b""
     failure: Exception | None = None
+    meaning: str = ""
+    advice: str = ""
 
     @property
     def ok(self) -> bool:
+        """Tell whether it is a 2xx."""
         return 200 <= self.status < 300
 
     @property
     def late(self) -> bool:
+        """Tell whether it was not whole before the deadline."""
         return isinstance(self.failure, LateError)
 
     @property
@@ -900,22 +1805,57 @@ class Answer(NamedTuple):
         return kind.startswith("text/html") or begins == b"<"
 
     @property
+    def packed(self) -> str:
+        """How the body is compressed, though nobody asked for that; "" where it is not."""
+        encoding = self.headers.get("Content-Encoding", "").strip().lower()
+        return "" if encoding == "identity" else encoding
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether all of the body is here, to be read."""
+        return not self.failure and len(self.body) <= MAX_BODY and not self.packed
+
+    @property
     def retry_after(self) -> float:
-        return parse_retry_after(self.headers.get("Retry-After", ""), time.time())
+        """The seconds that it asks to be left alone."""
+        date = self.headers.get("Date", "")
+        return parse_retry_after(self.headers.get("Retry-After", ""), date, time.time())
+
+    @property
+    def proof(self) -> str:
+        """What went wrong for certain, as above, or "": no more than the bytes say."""
+        failure = self.failure
+        if self.status == 400 and b"HTTPS" in self.body:
+            return TLS_THERE
+        if isinstance(failure, ConnectionResetError | BrokenPipeError):
+            return NOTHING_SAID  # RemoteDisconnected among them
+        if isinstance(failure, http.client.BadStatusLine):
+            # A TLS record: its type and the first half of its version (RFC 8446, section 5.1).
+            return TLS_THERE if str(failure)[:2] in ("\x15\x03", "\x16\x03") else NOT_HTTP
+        if ssl is None or not isinstance(failure, ssl.SSLError):
+            return ""
+        if isinstance(failure, ssl.SSLCertVerificationError):
+            return UNKNOWN_AUTHORITY if failure.verify_code in UNKNOWN_ISSUER else ""
+        return NO_TLS_THERE if failure.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST") else ""
 
     def json(self) -> Any:
         """Return what a JSON body holds; None where it is none, or not whole."""
         try:
-            return None if self.failure or len(self.body) > MAX_BODY else json.loads(self.body)
+            return json.loads(self.body) if self.whole else None
         except (ValueError, RecursionError):
             return None
 
     def message(self) -> str:
-        """Return the peer's own words for people, as they came."""
+        """Return the peer's own words for people, as they came; "" where they are not whole.
+
+        For what is cut off may end in the middle of a secret.
+        """
         found = self.json()
         keys = ("detail", "message", "error") if isinstance(found, dict) else ()
         words = next((str(found[key]) for key in keys if key in found), None)
-        return self.body.decode("utf-8", "replace").strip() if words is None else words
+        if words is None:
+            return self.body.decode("utf-8", "replace").strip() if self.whole else ""
+        return words
 
     def say(self) -> str:
         """Say what came, fit for the log: a status and, where something is wrong, why."""
@@ -926,103 +1866,174 @@ class Answer(NamedTuple):
             said += f", a redirect to {say_value(location)}, which is not followed"
         elif self.is_page:
             said += ", a web page" if self.ok else ""
+        elif self.packed and not self.ok:
+            said += f", compressed ({say_plain(self.packed)}) though nobody asked for that"
         elif not self.ok and message:
             said += f": {say_plain(message)}"
         return said + (", but the body did not end in time" if self.late else "")
 
 
+def say_failure(error: Exception | None) -> str:
+    """Say in a few words why an exchange failed, or why a file cannot be used."""
+    if isinstance(error, LateError):
+        return str(error)
+    if isinstance(error, socket.gaierror):
+        again = error.errno == socket.EAI_AGAIN
+        why = " (the name server does not answer, or refuses)" if again else ""
+        return say_plain(f"name look-up failed: {error.strerror}{why}")
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "connection closed without an answer"
+    if isinstance(error, http.client.BadStatusLine):
+        return say_plain(f"what answers does not speak HTTP/1: {error}")
+    if ssl is not None and isinstance(error, ssl.SSLError):
+        return say_plain(say_tls(error))
+    if isinstance(error, OSError) and error.strerror:
+        words = error.strerror
+        return say_plain(words[0].lower() + words[1:] if words[1:2].islower() else words)
+    return say_plain(f"unusable answer: {type(error).__name__} {error}")
+
+
+def say_tls(error: ssl.SSLError) -> str:
+    """Say why TLS failed, without OpenSSL's own words for it where there are better ones."""
+    client = "a client certificate, which this sidecar cannot send"
+    reason = error.reason or ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate refused: {error.verify_message}"
+    if isinstance(error, ssl.SSLEOFError):
+        return "connection closed in the middle of TLS"
+    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return "what answers does not speak TLS"
+    # None is sent, so what the peer says of certificates is that it misses one.
+    if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
+        return f"TLS refused: the other side wants {client}"
+    if "HANDSHAKE_FAILURE" in reason:
+        return f"TLS refused: no cipher in common, or the other side wants {client}"
+    return f"TLS failed: {reason.replace('_', ' ').lower() or 'no reason given'}"
+
+
 class FinalResponse(http.client.HTTPResponse):
     """The answer after any number of interim ones (RFC 9110, section 15.2)."""
 
-    def _read_status(self) -> tuple[str, int, str]:
-        while True:
-            version, status, reason = super()._read_status()  # type: ignore[misc]
-            if not 100 <= status < 200 or status == http.client.SWITCHING_PROTOCOLS:
-                return version, status, reason
-            http.client.parse_headers(self.fp)
+    def begin(self) -> None:
+        """Read status and headers, again while they are those of an interim answer."""
+        super().begin()
+        while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
+            self.headers = self.msg = None  # type: ignore[assignment]
+            super().begin()
+
+
+class Connection(HTTPConnection):
+    """urllib3's connection, on a wire of ours."""
+
+    response_class = FinalResponse
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire.host, wire.port)
+        # The Host header goes without it.
+        self.default_port = wire.default_port  # type: ignore[misc]
+        self.wire = wire
+
+    def connect(self) -> None:
+        """Open the wire."""
+        self.sock = self.wire.open()
 
 
 class Peer(HTTPAdapter):
-    """One HTTP server. Its connection is kept where that is wanted.
+    """One HTTP server, and the one connection to it, which is kept where that is wanted.
 
-    Requests go through requests' transport adapter alone: what a Session adds to it (redirects,
-    cookies, proxies and netrc from the environment) must not happen here.
+    requests carries the exchange by its transport adapter alone: what a Session adds to that
+    (redirects, cookies, proxies and netrc from the environment) must not happen here. The adapter
+    asks for a pool of connections, and of that for its `urlopen`: this object is both.
     """
 
-    def __init__(self, url: str, signals: Signals, keep: bool, ca_file: str | None) -> None:
-        """Args: what paths follow; who waits; keep the connection; CA file (None: no check)."""
+    def __init__(
+        self, url: str, signals: Signals, keep: bool, trust: NamedFile[Any] | None
+    ) -> None:
+        """Args: what paths follow; who waits; keep the connection; the TLS context, for https."""
         super().__init__()
         parts = urlsplit(url)
-        self.url, self.keep = url, keep
-        self.kept = False  # whether the connection is open from the exchange before
-        self.connection: HTTPConnection | None = None
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        self.wire = Wire(parts.hostname or "", port, signals)
-        if parts.scheme == "https":
-            context = PatientTLSContext(ssl.PROTOCOL_TLS_CLIENT)
-            if ca_file is None:
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            context.load_verify_locations(ca_file or requests.utils.DEFAULT_CA_BUNDLE_PATH)
-            self.pool: Any = HTTPSConnectionPool(self.wire.host, port, ssl_context=context)
-        else:
-            self.pool = HTTPConnectionPool(self.wire.host, port)
-        self.pool.ConnectionCls = functools.partial(self.new_connection, self.pool.ConnectionCls)
+        self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{url_rest(url)}"
+        self.keep = keep
+        self.headers = {"User-Agent": "sidecar", "Accept-Encoding": "identity"}
+        self.headers |= basic_credentials(url)
+        self.wire = Wire(parts.hostname or "", parts.port, signals, trust)
+        self.connection = Connection(self.wire)
 
-    def new_connection(self, kind: Callable[..., Any], **options: Any) -> Any:
-        """Return a connection for the pool, on a PatientSocket."""
-        connection = self.connection = kind(**options)
-        connection.response_class = FinalResponse
-        connection._new_conn = self.wire.open
-        return connection
+    def init_poolmanager(self, *_arguments: Any, **_options: Any) -> None:
+        """Make no pool."""
 
     def get_connection_with_tls_context(self, *_arguments: Any, **_options: Any) -> Any:
-        """Return the pool, for HTTPAdapter.send."""
-        return self.pool
+        """Return what has `urlopen`."""
+        return self
 
     def cert_verify(self, *_arguments: Any) -> None:
-        """Change nothing: the pool's context verifies."""
+        """Change nothing: the wire's context verifies."""
 
-    def close(self) -> None:
-        """Close the connection, if there is one."""
-        if self.connection:
+    def build_response(self, _request: object, response: Any) -> Any:
+        """Return urllib3's response as it is."""
+        return response
+
+    def urlopen(self, method: str, url: str, body: Any, headers: Any, **_options: Any) -> Any:
+        """Send a request and return urllib3's response, its body still to be read.
+
+        Sends it once more where a kept connection turns out to be closed. Whatever the peer has
+        done by then: each request of the agent may arrive twice.
+        """
+        if self.wire.age() > LONGEST_CONNECTION:
             self.connection.close()
-        self.kept = False
+        kept = self.connection.sock is not None
+        try:
+            return self.send_once(method, url, body, headers)
+        except ConnectionError:
+            if not kept:
+                raise
+            self.connection.close()
+            return self.send_once(method, url, body, headers)
+
+    def send_once(self, method: str, url: str, body: Any, headers: Any) -> Any:
+        """Send a request on the connection there is, or a new one; return the response."""
+        self.connection.request(
+            method, url, body, headers, preload_content=False, decode_content=False
+        )
+        return self.connection.getresponse()
 
     def exchange(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout: float
     ) -> Answer:
         """Send one request and return the answer, within `timeout` seconds, whatever comes."""
         self.wire.begin(timeout)
-        response, content, failure, reusable = None, b"", None, False
+        answer = Answer()
         try:
-            if time.monotonic() - self.wire.opened > LONGEST_CONNECTION:
-                self.close()
-            request = prepare(method, self.url + path, tuple(headers.items()), body)
-            response = self.send_again(request)
-            content = response.raw.read(MAX_BODY + 1, decode_content=False)  # a bomb stays packed
-            if len(content) <= MAX_BODY:
-                response.raw.read(1)  # raises where the length has promised more
-            is_open = self.connection is not None and self.connection.sock is not None
-            reusable = is_open and self.keep and response.raw.closed and response.status_code >= 200
+            items = tuple({**self.headers, **headers}.items())
+            request = prepare(method, self.url + path, items, body)
+            response: Any = self.send(request, stream=True)
+            answer = Answer(response.status, response.headers)
+            answer = answer._replace(body=read_body(response))
         except Exception as error:  # whatever a hostile answer makes the libraries raise
-            failure = innermost(error)
+            answer = answer._replace(failure=innermost(error))
         finally:
-            if not reusable:
-                self.close()
-        self.kept = reusable
-        if response is None:
-            return Answer(failure=failure)
-        return Answer(response.status_code, response.headers, content, failure)
+            # An answer that was read to its end leaves the connection fit for the next one, where
+            # the peer has not announced that it closes it: urllib3 has done so then.
+            if not (self.keep and answer.ok and answer.whole):
+                self.connection.close()
+        if not answer.status:
+            self.wire.failed = self.wire.place
+        return answer
 
-    def send_again(self, request: requests.PreparedRequest) -> requests.Response:
-        """Send, once more on a new connection where the peer has just closed the kept one."""
-        try:
-            return self.send(request, stream=True)
-        except requests.ConnectionError:
-            if not self.kept or self.wire.budget < MAX_READ:
-                raise
-            self.close()
-            return self.send(request, stream=True)
+
+def read_body(response: Any) -> bytes:
+    """Return the body, up to one byte more than MAX_BODY; compressed ones stay so.
+
+    The end is where urllib3 returns nothing more. Raises its exceptions, where the connection
+    ended before the length that was announced, or before the last chunk, among others.
+    """
+    body = b""
+    while len(body) <= MAX_BODY:
+        more = response.read(MAX_BODY + 1 - len(body), decode_content=False)
+        if not more:
+            break
+        body += more
+    return body
 
 
 @functools.lru_cache(maxsize=8)
@@ -1030,8 +2041,22 @@ def prepare(
     method: str, url: str, headers: tuple[tuple[str, str], ...], body: bytes
 ) -> requests.PreparedRequest:
     """Return the request ready to send; kept, since every heartbeat is the same."""
-    base = {"User-Agent": "sidecar", "Accept-Encoding": "identity"}
-    return requests.Request(method, url, base | dict(headers), data=body or None).prepare()
+    return requests.Request(method, url, dict(headers), data=body or None).prepare()
+
+
+def url_rest(url: str) -> str:
+    """Return what follows a URL's host and port."""
+    return re.sub("^[^:]*://[^/?]*", "", url)
+
+
+def basic_credentials(url: str) -> dict[str, str]:
+    """Return the header for a URL's user and password, bytes as they stand there: UTF-8."""
+    credentials, at, _ = urlsplit(url).netloc.rpartition("@")
+    if not at:
+        return {}
+    user, _, password = credentials.partition(":")
+    clear = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+    return {"Authorization": f"Basic {base64.b64encode(clear).decode()}"}
 
 
 def innermost(error: Exception) -> Exception:
@@ -1044,815 +2069,325 @@ def innermost(error: Exception) -> Exception:
         error = cause
 
 
-def say_failure(error: Exception | None) -> str:
-    """Say in a few words why an exchange failed."""
-    if isinstance(error, LateError):
-        return str(error)
-    if isinstance(error, socket.gaierror):
-        return say_plain(f"name look-up failed: {error.strerror}")
-    if isinstance(error, http.client.RemoteDisconnected):
-        return "connection closed without an answer"
-    if ssl is not None and isinstance(error, ssl.SSLCertVerificationError):
-        return say_plain(f"certificate refused: {error.verify_message}")
-    if isinstance(error, OSError) and error.strerror:
-        return say_plain(error.strerror[0].lower() + error.strerror[1:])
-    return say_plain(f"unusable answer: {type(error).__name__} {error}")
+# -------------------------------------------------------------------------------------- waiting
+
+MAX_READ = 2 * MAX_BODY  # bytes read of an exchange: handshake, status, headers, framing, body
+SLICE = 1.0  # seconds of waiting in one go
+
+# Blocks for so many seconds at most; returns something true where what it waits for is there.
+Block = Callable[[float], object]
 
 
-# --------------------------------------------------------------------------------- the registry
-
-ACCEPTED = "accepted"  # or, of the list: the name stands there
-LOST = "lost"  # the registry has no record of the name
-REFUSED = "refused"  # because of the token
-FAILED = "failed"  # in any other way
+class Stop(BaseException):
+    """SIGTERM or SIGINT has come. Not an Exception, so that no library swallows it."""
 
 
-class Reply(NamedTuple):
-    """What the registry's answer to a request means: one of the four above."""
-
-    meaning: str
-    reached: bool  # whether an answer came at all
-    said: str  # the answer, or why none came
-    advice: str = ""  # the same for the log: where, and which setting may help
-    retry_after: float = 0.0  # seconds
+class LateError(TimeoutError):
+    """An exchange has used up its deadline."""
 
 
-class Registry:
-    """Vértice's registry: what is sent there, and what its answers mean.
+class Signals:
+    """Waits, for whatever it is; and SIGTERM or SIGINT ends any wait.
 
-    No other part knows a path, a header or a wording of it. The deployed one answers otherwise
-    than it is documented: 500 for a name that it does not know, and 500 for a wrong token.
+    The handler notes the signal, and raises only while `wait` blocks, where nothing is half done.
+    `wait` blocks in slices: a signal that comes after it has looked, and before the kernel blocks,
+    is heard at the end of the slice.
     """
 
-    TOKEN_HEADER = "X-Registry-Token"
-    REFUSAL = "failed: 401:|[Ii]nvalid registry token"
-    truthful = False  # whether an accepted heartbeat proves that the record is there
-    PORT_HINT = (
-        " (8888 is its port on the host; inside its Docker network it is 80: check REGISTRY_URL)"
-    )
-
-    def __init__(self, settings: Settings, signals: Signals) -> None:
-        self.settings = settings
-        self.peer = Peer(web_url(settings.registry_url), signals, True, settings.registry_ca_file)
-        self.token = ""
-        self.accepted = False  # whether it has ever taken a request
-
-    def register(self, metadata: Mapping[str, str], timeout: float) -> Reply:
-        """Put the record there, or renew it. Whatever it holds is replaced."""
-        self.take_token()
-        settings = self.settings
-        record = {
-            "service_name": settings.service_name,
-            "endpoint": settings.endpoint,
-            "health_endpoint": settings.health_endpoint,
-            "metadata": metadata,
-        }
-        return self.judge(self.ask("POST", "/register", timeout, record))
-
-    def heartbeat(self, timeout: float) -> Reply:
-        """Keep the record for another TTL."""
-        name = {"service_name": self.settings.service_name}
-        answer = self.ask("POST", "/heartbeat", timeout, name)
-        unknown = answer.status >= 500 and "not registered" in answer.message()
-        if answer.status in (404, 410) or unknown:
-            return Reply(LOST, True, answer.say())
-        return self.judge(answer)
-
-    def deregister(self, timeout: float) -> Reply:
-        """Remove the record."""
-        return self.judge(self.ask("DELETE", f"/deregister/{self.settings.service_name}", timeout))
-
-    def look(self, timeout: float) -> Reply:
-        """Look for the record, since a heartbeat is accepted whatever happens to the store.
-
-        In the list: errors of GET /services/{name} make the balancer cut the registry off.
-        """
-        answer = self.ask("GET", "/services", timeout)
-        names = answer.json() if answer.ok else None
-        if not isinstance(names, list):
-            odd = answer.ok and not answer.is_page  # such as a list of more than 64 KB
-            why = answer.say() if odd else self.say_advice(answer, FAILED)
-            advice = f"GET /services does not tell whether the record is there: {why}"
-            return Reply(FAILED, answer.status > 0, answer.say(), advice)
-        if self.settings.service_name not in names:
-            said = "heartbeats are accepted, but GET /services does not list it"
-            return Reply(LOST, True, said)
-        return Reply(ACCEPTED, True, answer.say())
-
-    def take_token(self) -> None:
-        """Read the token, which may have changed in its file."""
-        try:
-            self.token = self.settings.token()
-        except (OSError, ValueError) as error:
-            name = self.settings.token_name
-            log.warning("%s cannot be read, keeping the one before: %s", name, say_plain(error))
-        keep_secret(self.token)
-
-    def ask(self, method: str, path: str, timeout: float, content: object = None) -> Answer:
-        """Exchange one request."""
-        headers = {self.TOKEN_HEADER: self.token} if self.token else {}
-        body = b""
-        if content is not None:
-            headers["Content-Type"] = "application/json"
-            body = json.dumps(content, separators=(",", ":")).encode()
-        return self.peer.exchange(method, path, headers, body, timeout)
-
-    def judge(self, answer: Answer) -> Reply:
-        """Return what an answer means. A web page is no registry's, whatever its status."""
-        if answer.ok and not answer.is_page:
-            self.accepted = True
-            return Reply(ACCEPTED, True, str(answer.status))
-        meaning = FAILED
-        if answer.status in (401, 403) or (
-            answer.status >= 500 and re.search(self.REFUSAL, answer.message())
-        ):
-            meaning = REFUSED
-        advice = self.say_advice(answer, meaning)
-        return Reply(meaning, answer.status > 0, answer.say(), advice, answer.retry_after)
-
-    def say_advice(self, answer: Answer, meaning: str) -> str:
-        """Say what went wrong and, where that is known, which variable to set."""
-        where = f"registry at {say_value(self.settings.registry_url)}"
-        if meaning == REFUSED:
-            name = self.settings.token_name
-            variables = name if self.token else f"{name} or REGISTRY_TOKEN_FILE"
-            return (
-                f"{where} refuses the token ({answer.say()}):"
-                f" set {variables} to the registry's token"
-            )
-        if answer.ok or 300 <= answer.status < 400:
-            return f"{where} answered {answer.say()}: set REGISTRY_URL to where the registry is"
-        if answer.status:
-            return f"{where} answered {answer.say()}"
-        refused = isinstance(answer.failure, ConnectionRefusedError) and not self.accepted
-        hint = self.PORT_HINT if refused and self.peer.wire.port == 8888 else ""
-        return f"{where}: {answer.say()}{hint}"
-
-
-class Consul(Registry):
-    """Consul's agent: the same by other requests, with one record for each replica.
-
-    Not known: 500 in versions of before 2022, worded otherwise with ACLs, and 404 since.
-    """
-
-    TOKEN_HEADER = "X-Consul-Token"
-    REFUSAL = "Permission denied|ACL not found"
-    UNKNOWN = "does not have associated TTL|Unknown check|Unknown service"
-    truthful = True
-
-    def __init__(self, settings: Settings, signals: Signals) -> None:
-        super().__init__(settings, signals)
-        names = settings.service_name, settings.service_host, settings.service_port
-        self.id = settings.service_id or "-".join(map(str, names))
-
-    def register(self, metadata: Mapping[str, str], timeout: float) -> Reply:
-        self.take_token()
-        settings = self.settings
-        meta = consul_meta({**settings.service_metadata, **metadata})  # what a user set comes first
-        for key in metadata.keys() - meta.keys():
-            log.warning("%s is left out of the record: Consul takes no such metadata", key)
-        record = {
-            "ID": self.id,
-            "Name": settings.service_name,
-            "Address": settings.service_host,
-            "Port": settings.service_port,
-            "Meta": meta,
-            "Check": {
-                "TTL": f"{max(2 * settings.heartbeat_interval, 2):g}s",
-                "Status": "passing",  # or it would be critical until the first heartbeat
-                "DeregisterCriticalServiceAfter": "1m",  # Consul takes no less
-            },
-        }
-        path = "/v1/agent/service/register?replace-existing-checks=true"
-        return self.judge(self.ask("PUT", path, timeout, record))
-
-    def heartbeat(self, timeout: float) -> Reply:
-        return self.find(LOST, self.ask("PUT", f"/v1/agent/check/pass/service:{self.id}", timeout))
-
-    def deregister(self, timeout: float) -> Reply:
-        answer = self.ask("PUT", f"/v1/agent/service/deregister/{self.id}", timeout)
-        return self.find(ACCEPTED, answer)
-
-    def look(self, timeout: float) -> Reply:
-        self.take_token()  # for Consul may keep its records from others
-        return self.find(LOST, self.ask("GET", f"/v1/agent/service/{self.id}", timeout))
-
-    def find(self, unknown: str, answer: Answer) -> Reply:
-        """Return what an answer means; `unknown`, where Consul does not know the record."""
-        old = answer.status == 500 and re.search(self.UNKNOWN, answer.message())
-        if answer.status == 404 or old:
-            return Reply(unknown, True, answer.say())
-        return self.judge(answer)
-
-
-def choose_registry(settings: Settings, signals: Signals) -> Registry:
-    """Return what speaks with the registry at REGISTRY_URL."""
-    return (Consul if is_consul(settings.registry_url) else Registry)(settings, signals)
-
-
-# ---------------------------------------------------------------------------------- the service
-
-
-class Service:
-    """The service beside the sidecar, as its probes show it.
-
-    Attributes: `problem`, what the last failed probe brought; `seen`, whether it has ever been
-    healthy; `told`, what it says of itself.
-    """
-
-    def __init__(self, settings: Settings, signals: Signals) -> None:
-        self.settings = settings
-        # Each probe has a connection of its own: a kept one would occupy a server with one worker,
-        # hold up its shutdown, and go on looking healthy when it takes no new ones.
-        ca_file = settings.service_ca_file if settings.service_tls_verify else None
-        self.peer = Peer(settings.health_url, signals, False, ca_file)
-        self.wire = Wire(settings.service_host, settings.service_port, signals)  # of a tcp check
-        self.headers = {"Connection": "close"}
-        self.headers_mark: tuple[int, ...] = ()  # of their file, when it was last read
-        self.problem = "no answer yet"
-        self.seen = False
-        self.told: dict[str, str] = {}
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What belongs into the record."""
-        return self.told | dict(self.settings.service_metadata)
-
-    def probe(self) -> bool:
-        """Look once whether the service is healthy, within SERVICE_HEALTH_TIMEOUT."""
-        kind = self.settings.service_health_check
-        healthy = kind == "none" or (self.connects() if kind == "tcp" else self.answers())
-        self.seen = self.seen or healthy
-        return healthy
-
-    def answers(self) -> bool:
-        """Tell whether the health endpoint answers 2xx; note what it tells, if it is all there."""
-        self.take_headers()
-        timeout = self.settings.service_health_timeout
-        answer = self.peer.exchange("GET", "", self.headers, b"", timeout)
-        if not answer.ok or answer.late:
-            self.problem = answer.say() + self.say_hint(answer)
-            return False
-        health = answer.json()
-        if isinstance(health, dict):
-            self.told = health_metadata(health)
-        return True
-
-    def connects(self) -> bool:
-        """Tell whether the service's port takes a TCP connection."""
-        self.wire.begin(self.settings.service_health_timeout)
-        try:
-            self.wire.open().close()
-        except Exception as error:
-            self.problem = say_failure(error)
-            return False
-        return True
-
-    def take_headers(self) -> None:
-        """Read the headers of a probe again where their file has changed."""
-        path, mark = self.settings.service_health_headers_file, (0, 0, 0)
-        if not path:
-            return
-        with contextlib.suppress(OSError):
-            stat = os.stat(path)
-            mark = stat.st_mtime_ns, stat.st_size, stat.st_ino
-        if mark == self.headers_mark:
-            return
-        self.headers_mark = mark
-        try:
-            self.headers = {"Connection": "close"} | read_headers(path)
-        except (OSError, ValueError) as error:
-            name = "SERVICE_HEALTH_HEADERS_FILE"
-            log.warning("%s cannot be read, keeping those before: %s", name, say_plain(error))
-        for value in itertools.islice(self.headers.values(), 1, None):
-            keep_secret(*header_secrets(value))
-
-    def say_hint(self, answer: Answer) -> str:
-        """Say so where something that never answered http looks as if it spoke TLS."""
-        odd = isinstance(answer.failure, ConnectionResetError | http.client.BadStatusLine)
-        told = answer.status == 400 and b"HTTPS" in answer.body
-        if self.seen or isinstance(self.peer.pool, HTTPSConnectionPool) or not (odd or told):
-            return ""
-        own = self.settings.service_health_endpoint.startswith("/")
-        fix = "SCHEME to https" if own else "HEALTH_ENDPOINT to an https URL"
-        return f" (this looks like a TLS port: set SERVICE_{fix})"
-
-
-def health_metadata(health: Mapping[str, Any]) -> dict[str, str]:
-    """Return `version` and `status` as strings; the registry takes nothing else."""
-    found = {key: health[key] for key in ("version", "status") if health.get(key) is not None}
-    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in found.items()}
-    # A lone surrogate is no text that the registry could store: it would refuse it each time.
-    return {key: v[:MAX_METADATA].encode("utf-8", "replace").decode() for key, v in texts.items()}
-
-
-# ----------------------------------------------------------------------------- the sign of life
-
-GRACE = 5.0  # seconds that a promise in the heartbeat file allows for a slow machine
-
-
-class SignOfLife:
-    """What stands in the heartbeat file, and until when: healthcheck.py judges it.
-
-    `shown` is the state with what its sentence needs, see healthcheck.write.
-    """
-
-    def __init__(self, path: str, clock: Callable[[], float]) -> None:
-        self.path, self.clock = path, clock
-        self.shown: tuple[str, float, float, int, str] = ("starting", 0.0, clock(), 0, "")
-        self.written: tuple[Any, ...] = ()
-        self.promised = -math.inf
-        self.fails = False  # whether the file could not be written
-
-    def show(
-        self, state: str, since: float, reason: str = "", attempt: int = 0, ready: float = 0.0
+    def __init__(
+        self, clock: Clock = healthcheck.clock, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        """Set what the next write shows. `ready` is the moment until which the service is ready."""
-        self.shown = (state, ready, since, attempt, reason)
+        self.clock, self.sleep = clock, sleep
+        self.stopping = False  # a signal has come
+        self.blocking = False  # the handler may raise
 
-    def promise(self, duration: float) -> None:
-        """Promise the next write within so many seconds and some grace; often it stands there."""
-        until = self.clock() + duration + GRACE
-        if until <= self.promised and self.shown == self.written:
-            return
-        try:
-            healthcheck.write(self.path, until, *self.shown)
-        except OSError as error:
-            if not self.fails:
-                path = say_value(self.path)
-                log.warning("HEARTBEAT_FILE=%s cannot be written: %s", path, say_plain(error))
-            self.fails = True
-        else:
-            self.promised, self.written = until, self.shown
-            self.fails = False
+    def install(self) -> None:
+        """Take over the signals, and what came of them while Python was importing."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self.note)
+        # With SIGCHLD ignored, the kernel reaps what is left to PID 1. The others mean nothing.
+        for name in ("SIGCHLD", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2"):
+            signal.signal(signal.Signals[name], signal.SIG_IGN)
+        with contextlib.suppress(ChildProcessError):  # of the process that this one was before
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        self.unblock()
+
+    def note(self, _number: int, _frame: object) -> None:
+        """Handle a signal."""
+        self.stopping = True
+        if self.blocking:
+            self.blocking = False
+            raise Stop
+
+    def block(self) -> None:
+        """Leave signals with the kernel from now on, and forget those that came before.
+
+        The last request is not to be cut short, and Python's own end would be by a signal.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # first handles what has come
+        self.stopping = False
+
+    def unblock(self) -> None:
+        """Take signals again, those too that the kernel has kept."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def wait(self, block: Block, end: float) -> bool:
+        """Block until there is what it waits for: True; or the clock reaches `end`: False.
+
+        Raises Stop. Whoever only wants to know whether it is late or to stop may wait for what
+        never blocks.
+        """
+        while True:
+            left = end - self.clock()
+            try:
+                self.blocking = True
+                if self.stopping:
+                    raise Stop
+                if left <= 0:
+                    return False
+                if block(min(left, SLICE)):
+                    return True
+            finally:
+                self.blocking = False
+
+    def pause(self, end: float) -> None:
+        """Sleep until then by the clock, however long the machine slept meanwhile. Raises Stop."""
+        self.wait(self.sleep, end)
 
 
-# ----------------------------------------------------------------------------------- the record
+class Wire:
+    """The way to one host and port: look-up, connecting, and the bounds of what passes over it.
 
-# Heartbeats between two looks at the list: with the 30 s that an expired name lingers there, a
-# loss shows within ten intervals.
-LOOK_EVERY = 9
-
-
-class Record:
-    """The service's record in the registry: how long it lives, and what keeps it alive and true.
-
-    Attributes: the `metadata` that the registry last took, when it last accepted a registration or
-    a heartbeat, the `outage` under way. Two intervals are one TTL.
+    Attributes: `duration` of the exchange under way, its `end` (seconds of the clock), the `budget`
+    in bytes still to be read; the `place` last connected to, when it was `opened`; the place that
+    brought no answer last, `failed`; `look_ups` without an answer, by family.
     """
 
     def __init__(
         self,
-        registry: Registry,
-        service: Service,
-        life: SignOfLife,
-        clock: Callable[[], float],
-        uniform: Uniform,
+        host: str,
+        port: int | None,
+        signals: Signals,
+        trust: NamedFile[Any] | None = None,
     ) -> None:
-        self.registry, self.service, self.life, self.clock = registry, service, life, clock
-        self.settings, self.uniform = registry.settings, uniform
-        # A fleet started together neither beats together nor looks for its records together.
-        self.phase = clock() + uniform(0, self.settings.heartbeat_interval)
-        self.beats = int(uniform(0, LOOK_EVERY))
-        self.metadata: Mapping[str, str] | None = None
-        self.accepted_at = -math.inf
-        # Since when requests have failed in a row (monotonic seconds), and how many.
-        self.outage: tuple[float, int] | None = None
+        """Args: the port, or None for the protocol's; the TLS context, where TLS is spoken."""
+        self.default_port = 80 if trust is None else 443
+        self.host, self.port = host, port or self.default_port
+        self.signals, self.trust = signals, trust
+        self.duration = self.end = self.opened = 0.0
+        self.budget = 0
+        self.place: Any = None
+        self.failed: Any = None
+        self.look_ups: dict[int, LookUp] = {}
 
-    def due(self) -> float:
-        """Return the moment of the next heartbeat."""
-        return next_beat(self.phase, self.settings.heartbeat_interval, self.accepted_at)
+    def begin(self, duration: float) -> None:
+        """Give the next exchange so many seconds, and MAX_READ bytes."""
+        self.duration, self.budget = duration, MAX_READ
+        self.end = self.signals.clock() + duration
 
-    def expiry(self) -> float:
-        """Return the moment until which the record lives."""
-        return self.accepted_at + 2 * self.settings.heartbeat_interval
+    def age(self) -> float:
+        """Return how many seconds ago the last connection was opened."""
+        return self.signals.clock() - self.opened
 
-    def left(self) -> float:
-        """Return the seconds until then."""
-        return self.expiry() - self.clock()
-
-    def short_timeout(self) -> float:
-        """Return the deadline of one of several requests that have to fit into what is left."""
-        share = max(self.left() / 3, self.settings.pace * FIRST_WAIT)
-        return min(self.settings.registry_timeout, share)
-
-    def ask(self, request: Callable[[float], Reply], timeout: float) -> Reply:
-        """Send a registration or a heartbeat; note that it was accepted, if it was."""
-        self.life.promise(timeout)
-        now = self.clock()  # the TTL may have begun at any moment since
-        reply = request(timeout)
-        if reply.meaning == ACCEPTED:
-            self.accepted_at = now
-            if self.outage:
-                since, failures = self.outage
-                log.info("Registry is back after %.0f s (failures: %d)", now - since, failures)
-            self.outage = None
-            self.life.show("registered", now, ready=self.expiry())
-        return reply
-
-    def register(self, timeout: float) -> Reply:
-        """Send the whole record once."""
-        settings, metadata, first = self.settings, self.service.metadata, self.metadata is None
-        reply = self.ask(functools.partial(self.registry.register, metadata), timeout)
-        if reply.meaning == ACCEPTED:
-            self.metadata = metadata
-            words = (settings.service_name, settings.endpoint, say_plain(metadata))
-            log.info("Service registered successfully: %s at %s %s", *words)
-            if first:
-                interval = say_seconds(settings.heartbeat_interval)
-                log.info("Starting heartbeat loop: every %s", interval)
-        return reply
-
-    def renew(self) -> Reply:
-        """Register once, without leaving the heartbeats of a record that is fine."""
-        reply = self.register(self.short_timeout())
-        if reply.meaning != ACCEPTED:
-            log.warning("Registration failed: %s; heartbeats continue", reply.advice)
-        return reply
-
-    def refresh(self, attempt: int) -> Reply:
-        """Keep the record for another TTL, and true. `attempt` counts from 0 in each slot."""
-        if self.service.metadata != self.metadata:
-            log.info("Service has changed: %s", say_plain(self.service.metadata))
-            reply = self.renew()
-            if reply.meaning == ACCEPTED:
-                return reply
-        timeout = self.short_timeout() if attempt else self.settings.registry_timeout
-        reply = self.ask(self.registry.heartbeat, timeout)
-        if reply.meaning == ACCEPTED:
-            log.info("Heartbeat accepted")
-        elif reply.meaning == LOST:
-            self.log_loss(reply)
-        elif reply.meaning == REFUSED:
-            log.warning("Heartbeat refused: %s", reply.advice)
-            return self.renew()  # which reads the token again
-        return reply
-
-    def look(self) -> None:
-        """Look now and then whether the record is there, and register once where it may not be.
-
-        The heartbeats go on whatever comes of it, for the look may be wrong; where the name is
-        missing and cannot be registered, the next heartbeat is followed by another look.
-        """
-        if self.registry.truthful:
-            return
-        self.beats += 1
-        if self.beats % LOOK_EVERY:
-            return
-        self.life.promise(self.settings.registry_timeout)
-        reply = self.registry.look(self.settings.registry_timeout)
-        if reply.meaning == ACCEPTED:
-            return
-        if reply.meaning == LOST:
-            self.log_loss(reply)
-        else:
-            log.warning("%s; registering again", reply.advice)
-        if self.renew().meaning != ACCEPTED and reply.meaning == LOST:
-            self.beats -= 1
-
-    def withdraw(self) -> bool:
-        """Try once, shortly, to deregister what was registered; tell whether it is gone."""
-        # Where no registration was accepted, the record there is somebody else's.
-        if not self.settings.deregister_on_exit or self.metadata is None:
-            return False
-        self.life.promise(STOP_TIMEOUT)
-        reply = self.registry.deregister(STOP_TIMEOUT)
-        if reply.meaning == ACCEPTED:
-            log.info("Service deregistered")
-        else:
-            log.warning("Deregistration failed: %s; the record expires by itself", reply.advice)
-        return reply.meaning == ACCEPTED
-
-    def log_loss(self, reply: Reply) -> None:
-        lost = "Service not found (404): the registry has lost the record (%s); registering again"
-        log.warning(lost, reply.said)
-
-    def retry_wait(self, attempt: int, reply: Reply) -> float:
-        """Note that heartbeat `attempt` of a slot has failed; return the seconds until the next."""
-        pace = self.settings.pace
-        wait = pace * backoff(attempt, self.uniform) + reply.retry_after
-        wait = wait_in_slot(wait, self.left(), pace * FIRST_WAIT)
-        self.note_failure("Heartbeat", reply, wait, ready=self.expiry())
-        return wait
-
-    def note_failure(self, what: str, reply: Reply, wait: float, ready: float = 0.0) -> None:
-        """Note and log a failed request; the next one follows after `wait` seconds."""
-        since, failures = self.outage or (self.clock(), 0)
-        self.outage = since, failures + 1
-        words = (what, failures + 1, reply.advice, wait)
-        log.warning("%s failed (attempt %d): %s; next in %.1f s", *words)
-        state = "failing" if reply.reached else "unreachable"
-        self.life.show(state, since, reply.said, failures + 1, ready)
-
-
-# ------------------------------------------------------------------------------------ the agent
-
-CUT_OFF = 120.0  # seconds with nothing but loopback, after which the network will not come back
-# What every network namespace has: loopback, and the tunnels of some kernels.
-BARE = "lo|(tunl|gre|gretap|erspan|ip_vti|ip6_vti|sit|ip6tnl|ip6gre)0"
-
-State = Callable[[], Any]  # blocks, and returns the state that follows
-
-
-class Network:
-    """The network, which may be another container's: that has a new one when it has restarted."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        # When it was found to be lost: infinite while there is one, NaN if there never was.
-        self.lost_at = math.nan
-        self.check()
+    def wait(self, block: Block, end: float = math.inf) -> None:
+        """Wait for something. Raises LateError at `end` or at the end of all, and Stop."""
+        if not self.signals.wait(block, min(end, self.end)):
+            raise LateError(f"no answer within {say_seconds(self.duration)}")
 
     def check(self) -> None:
-        """Exit with code 1 once it has been lost for CUT_OFF seconds."""
-        with contextlib.suppress(OSError):
-            bare = all(re.fullmatch(BARE, name) for _, name in socket.if_nameindex())
-            self.lost_at = min(self.lost_at, self.clock()) if bare else math.inf
-        lost = self.clock() - self.lost_at
-        if lost >= CUT_OFF:
-            fix = "exit 1, so that the restart policy brings the sidecar into the new network"
-            log.error("Network lost: nothing but loopback for %.0f s; %s", lost, fix)
-            raise SystemExit(1)
+        """Raise Stop or LateError where it is time for that."""
+        self.wait(lambda _seconds: True)
 
+    def spend(self, count: int) -> None:
+        """Take so many bytes off the budget. Raises OSError where the peer has sent too much."""
+        self.budget -= count
+        if self.budget < 0:
+            raise OSError(errno.EMSGSIZE, f"the answer is longer than {MAX_READ // 1024} KB")
 
-class Agent:
-    """Keeps one service registered. Clock (monotonic seconds) and randomness are passed in."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        signals: Signals,
-        clock: Callable[[], float] = time.monotonic,
-        uniform: Uniform = random.uniform,
-    ) -> None:
-        self.settings, self.signals, self.clock, self.uniform = settings, signals, clock, uniform
-        self.life = SignOfLife(settings.heartbeat_file, clock)
-        self.service = Service(settings, signals)
-        self.registry = choose_registry(settings, signals)
-        self.record = Record(self.registry, self.service, self.life, clock, uniform)
-        self.network = Network(clock)
-
-    def run(self) -> int:
-        """Go from state to state until a signal comes; return the exit code."""
-        state: State = self.waiting
+    def open(self) -> Any:
+        """Return a new connection, TLS and all. Raises OSError, LateError among them, and Stop."""
+        sock = self.connect_anywhere()
+        if self.trust is None:
+            return sock
         try:
-            while True:
-                state = state()
-        except Stop:
-            return self.stop()
+            return PatientTLS(sock, self.trust.now(), self.host.rstrip("."))
+        except BaseException:
+            sock.close()
+            raise
 
-    # The states
+    def connect_anywhere(self) -> PatientSocket:
+        """Connect to one of the host's addresses: IPv6 where it has no IPv4 address, or none works.
 
-    def waiting(self) -> State:
-        """Wait until the service is healthy, or INITIAL_WAIT_TIMEOUT has passed."""
-        since, patience, said = self.clock(), self.settings.initial_wait_timeout, -math.inf
-        self.life.show("waiting", since, self.service.problem)
-        while not self.probe():
-            now, problem = self.clock(), self.service.problem
-            self.life.show("waiting", since, problem)
-            if now >= since + patience:
-                waited = f"Service not healthy after {say_seconds(patience)}: {problem}"
-                log.warning("%s; registering it anyway", waited)
-                return self.registering
-            if now >= said + LOG_AGAIN:
-                log.warning("Waiting for the service at %s: %s", self.settings.endpoint, problem)
-                said = now
-            self.pause(min(since + patience - now, self.probe_wait()))
-        log.info("Service is READY")
-        return self.registering
+        For musl fails for both where a resolver fails for one, and it is asked for both.
+        """
+        failures: list[OSError] = []
+        for family, shares in ((socket.AF_INET, 1), (socket.AF_INET6, 0)):
+            try:
+                return self.connect_in_turn(self.addresses(family), shares)
+            except OSError as error:
+                failures.append(error)
+                self.check()
+        unknown = (error for error in failures if not isinstance(error, socket.gaierror))
+        raise next(unknown, failures[0])
 
-    def registering(self) -> State:
-        """Repeat the registration, with backoff, until the registry takes it."""
-        self.life.show("registering", self.clock())
-        for attempt in itertools.count(1):
-            reply = self.record.register(self.settings.registry_timeout)
-            if reply.meaning == ACCEPTED:
-                return self.registered
-            wait = backoff(attempt, self.uniform) + reply.retry_after
-            self.record.note_failure("Registration", reply, wait)
-            self.pause(wait)
-            if not self.service.seen:
-                self.probe()  # it is registered anyway, and perhaps healthy by now
-            elif not self.is_healthy():
-                break
-        return self.service_down
+    def connect_in_turn(self, addresses: list[Any], shares: int) -> PatientSocket:
+        """Connect to one address after the other, each with its share of the time that is left.
 
-    def registered(self) -> State:
-        """Send a heartbeat in every slot; repeat a failed one inside the slot."""
-        due, attempt = self.record.due(), 0
-        while True:
-            self.pause(due - self.clock())
-            # A retry probes no more: hanging probes and heartbeats together would cost the record.
-            if not attempt and not self.is_healthy():
-                return self.service_down
-            if self.record.left() <= 0:
-                # Heartbeats have failed for two intervals, or the process was frozen: the record
-                # may have expired, and a 200 proves nothing. A registration does both.
-                log.warning("No heartbeat accepted for two intervals; registering again")
-                return self.registering
-            reply = self.record.refresh(attempt)
-            if reply.meaning == LOST:
-                return self.registering
-            if reply.meaning == ACCEPTED:
-                self.record.look()
-                due, attempt = self.record.due(), 0
-            else:
-                attempt += 1
-                due = self.clock() + self.record.retry_wait(attempt, reply)
+        Begins after the one that brought no answer last. `shares` are kept for what comes later.
+        """
+        for number, address in enumerate(begin_after(addresses, self.failed)):
+            now = self.signals.clock()
+            self.place = address
+            try:
+                share = (self.end - now) / (len(addresses) - number + shares)
+                return self.connect(address, now + share)
+            except OSError as error:
+                failure, self.failed = error, address
+        raise failure
 
-    def service_down(self) -> State:
-        """Send nothing, so that the record expires, until the service is healthy again."""
-        since = said = self.clock()
-        down = "Service is DOWN: %s; no heartbeat until it is healthy again"
-        log.error(down, self.service.problem)
-        while True:
-            self.life.show("down", since, self.service.problem)
-            self.pause(self.probe_wait())
-            now, healthy, problem = self.clock(), self.probe(), self.service.problem
-            if healthy:
-                log.info("Service is READY again after %.0f s", now - since)
-                return self.registering
-            if now >= said + LOG_AGAIN:
-                log.warning("Service has been DOWN for %.0f s: %s", now - since, problem)
-                said = now
-
-    def stop(self) -> int:
-        """Try once, shortly, to deregister; the exit code is 0 whatever comes of it."""
-        self.signals.ignore()
-        log.info("Stopping")
-        self.life.show("stopping", self.clock())
-        if self.record.withdraw() and self.settings.drain_seconds:
-            self.drain(self.settings.drain_seconds)
-        return 0
-
-    def drain(self, duration: float) -> None:
-        """Live on, so that callers notice before the service goes. Another signal ends it."""
-        log.info("Draining for %s; another signal ends it", say_seconds(duration))
-        self.life.show("draining", self.clock())
-        self.life.promise(duration)
-        with contextlib.suppress(Stop):
-            self.signals.heed()
-            self.signals.pause(duration)
-        self.signals.ignore()
-
-    # What the states do
-
-    def probe(self) -> bool:
-        """Look once whether the service is healthy."""
-        self.life.promise(self.settings.service_health_timeout)
-        return self.service.probe()
-
-    def is_healthy(self) -> bool:
-        """Probe until it is healthy, or SERVICE_HEALTH_RETRIES probes in a row have failed."""
-        retries = self.settings.service_health_retries
-        for attempt in range(1, retries + 1):
-            if self.probe():
-                return True
-            log.warning("Health probe %d of %d failed: %s", attempt, retries, self.service.problem)
-            if attempt < retries:
-                self.pause(self.settings.pace * self.uniform(1.0, 2.0))
-        return False
-
-    def probe_wait(self) -> float:
-        """Return the seconds until the next probe of a service that is not healthy."""
-        return min(self.uniform(1.0, 2.0), self.settings.heartbeat_interval)
-
-    def pause(self, duration: float) -> None:
-        """Sleep; try again to write a heartbeat file that cannot be written. Raises Stop."""
-        if not self.signals.stopping:
-            self.network.check()
-        end = self.clock() + max(duration, 0.0)
-        exchanges = self.settings.service_health_timeout + self.settings.registry_timeout
-        while True:
-            left = max(end - self.clock(), 0.0)
-            self.life.promise(left + exchanges)
-            if not self.life.fails or left <= GRACE / 2:
-                return self.signals.pause(left)
-            self.signals.pause(GRACE / 2)
-
-
-# -------------------------------------------------------------------------------- before the start
-
-FIXES = {  # what may help where a probe's problem begins like this
-    "connection refused": "is it up, not on 127.0.0.1 alone, and the port right? Check {}",
-    "no answer within": "is it slow, or the address wrong? Set SERVICE_HEALTH_TIMEOUT or {}",
-    "404|405|3..": "set SERVICE_HEALTH_ENDPOINT to its health check",
-    "401|403": "set SERVICE_HEALTH_HEADERS_FILE to a file with the headers that it wants",
-    "certificate refused": "set SERVICE_CA_FILE to a file with its authority",
-    "[0-9]{3}": "it answers, but says that it is not healthy: see its own log",
-}
-
-
-class Check:
-    """A look at all that a start would need: one probe, one GET. It changes nothing anywhere."""
-
-    def __init__(self, settings: Settings, signals: Signals) -> None:
-        self.settings, self.fine = settings, True
-        self.service, self.registry = Service(settings, signals), choose_registry(settings, signals)
-
-    def run(self) -> int:
-        """Print what is fine and what is not. Returns the exit code: 0 or 1. Raises Stop."""
-        settings, service, registry = self.settings, self.service, self.registry
-        for doubt in doubts(settings) or [""]:
-            self.tell("settings", "", doubt and f"but {doubt}")
-        known = self.look_up("SERVICE_HOST", service.wire, settings.service_health_timeout)
-        if known or service.peer.wire.host != service.wire.host:
-            self.probe()
-        if self.look_up("REGISTRY_URL", registry.peer.wire, settings.registry_timeout):
-            reply = registry.look(settings.registry_timeout)
-            listed = "already" if reply.meaning == ACCEPTED else "not yet"
-            found = f"{settings.service_name} is {listed} listed"
-            fix = "" if "REGISTRY_URL" in reply.advice else "; is it up, and REGISTRY_URL right?"
-            problem = reply.advice + fix if reply.meaning in (FAILED, REFUSED) else ""
-            self.tell(f"list of {say_value(settings.registry_url)}", problem, found)
-        token = "none is set, and none will be sent"
-        if settings.registry_token_file or settings.token():
-            token = f"{settings.token_name} will be sent; a look cannot prove that it is right"
-        log.info("token: %s", token)
-        return 0 if self.fine else 1
-
-    def tell(self, what: str, problem: str, detail: str = "") -> None:
-        """Print a line about one thing: that it is fine, or what is wrong."""
-        detail = f"fine, {detail}" if detail else "fine"
-        log.info("%s: %s", what, f"not fine: {problem}" if problem else detail)
-        self.fine = self.fine and not problem
-
-    def look_up(self, variable: str, wire: Wire, timeout: float) -> bool:
-        """Look a name up, and tell whether it is known."""
-        wire.begin(timeout)
-        found = problem = ""
+    def connect(self, address: Any, end: float) -> PatientSocket:
+        """Connect to one of getaddrinfo's addresses until `end`. Raises OSError."""
+        family, kind, protocol, _, place = address
+        sock = PatientSocket(family, kind, protocol)
         try:
-            found = f"at {wire.addresses()[0][4][0]}"
-        except Exception as error:
-            problem = f"{say_failure(error)}; share its network, or check {variable}"
-        self.tell(f"{variable}, {wire.host}", problem, found)
-        return not problem
+            sock.wire = self
+            sock.settimeout(0)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            problem = sock.connect_ex(place)
+            if problem == errno.EINPROGRESS:
+                self.wait(sock.readiness(select.POLLOUT), end)
+                problem = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not problem and sock.getsockname() == place:
+                problem = errno.ECONNREFUSED  # nobody listens there, and it met itself
+            if problem:
+                raise OSError(problem, os.strerror(problem))
+        except BaseException:
+            sock.close()
+            raise
+        self.opened = self.signals.clock()
+        return sock
 
-    def probe(self) -> None:
-        """Probe the service once."""
-        settings, kind = self.settings, self.settings.service_health_check
-        problem = "" if self.service.probe() else self.service.problem
-        own = kind != "http" or settings.service_health_endpoint.startswith("/")
-        fix = next((fix for start, fix in FIXES.items() if re.match(start, problem)), "")
-        if fix and "looks like" not in problem:
-            problem += "; " + fix.format("SERVICE_PORT" if own else "SERVICE_HEALTH_ENDPOINT")
-        where = settings.health_url if kind == "http" else settings.endpoint
-        self.tell(f"{kind} probe of {say_value(where)}", problem)
+    def any_address(self) -> str:
+        """Return one of the host's addresses, as text. Raises OSError, LateError among them."""
+        try:
+            found = self.addresses(socket.AF_INET)
+        except socket.gaierror:
+            found = self.addresses(socket.AF_INET6)
+        return str(found[0][4][0])
+
+    def addresses(self, family: int) -> list[Any]:
+        """Look the host up, or join the look-up under way: a dead DNS holds one thread, not many.
+
+        Raises OSError, LateError among them. An answer that came when nobody waited serves nobody.
+        """
+        with contextlib.suppress(OSError):  # what is an address needs no look-up
+            flags = socket.AI_NUMERICHOST
+            return socket.getaddrinfo(self.host, self.port, family, socket.SOCK_STREAM, 0, flags)
+        look_up = self.look_ups.get(family)
+        if look_up is None or look_up.answer is not None:
+            look_up = self.look_ups[family] = LookUp(self.host, self.port, family)
+        self.wait(look_up.wait)
+        del self.look_ups[family]
+        if isinstance(look_up.answer, Exception):
+            raise look_up.answer
+        return look_up.answer or []
 
 
-# ----------------------------------------------------------------------------------------- main
+class LookUp:
+    """One name look-up, in a thread of its own since nothing ends a getaddrinfo.
 
-USAGE = """usage: agent.py [--check | --version | --help]
-Keeps the service beside it registered in a registry. All settings are environment variables.
---check looks at them, at the service and at the registry, changes nothing, and says what is wrong;
-its exit code is 0 where all is fine, 1 where something is not, 2 where a setting is bad."""
-
-
-def main(arguments: Sequence[str] = ()) -> int:
-    """Do what the arguments ask for; without any, run the agent.
-
-    Returns the exit code: 0 stopped, or all is fine; 1 a bug, no network, or something is not
-    fine; 2 bad settings or arguments; 130 a check was interrupted.
+    It holds no file, so nobody has to close one who waits no more. `answer` is None, then the
+    addresses or the exception.
     """
-    # What is closed of stdin, stdout and stderr is opened, or a socket would get the log's number.
-    while os.open("/", os.O_RDONLY) <= 2:
-        pass
-    checks = list(arguments) == ["--check"]
-    if arguments and not checks:
-        text = {"--version": VERSION, "--help": USAGE}.get(" ".join(arguments))
-        print(text or USAGE, file=sys.stdout if text else sys.stderr)
-        return 0 if text else 2
-    signals = Signals()
-    signals.install()
-    handler = Log()
-    handler.plain = checks
-    handler.set_up("INFO", os.environ.get("LOG_FORMAT", "").strip().lower() == "json")
-    try:
-        settings = read_settings(os.environ)
-    except SettingsError as error:
-        for problem in error.args:
-            log.error("Bad setting: %s", say_problem(*problem))
-        return 2
-    if not checks:
-        handler.set_up(settings.log_level, settings.log_format == "json")
-    return work(Check if checks else Agent, settings, signals)
+
+    def __init__(self, host: str, port: int, family: int) -> None:
+        """Begin. Raises OSError where no thread is to be had."""
+        self.host, self.port, self.family = host, port, family
+        self.answer: list[Any] | Exception | None = None
+        self.running = _thread.allocate_lock()
+        self.running.acquire()
+        try:
+            # Not threading's: that waits, without a bound, for the thread's first step.
+            _thread.start_new_thread(self.run, ())
+        except RuntimeError as error:
+            raise socket.gaierror(errno.EAGAIN, "no thread is to be had for it") from error
+
+    def wait(self, duration: float) -> bool:
+        """Block for so many seconds at most; tell whether the answer is there."""
+        return self.answer is not None or self.running.acquire(timeout=duration)
+
+    def run(self) -> None:
+        """Look up, in the thread."""
+        # Signals are for the main thread, which they wake.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            question = self.host, self.port, self.family, socket.SOCK_STREAM
+            self.answer = socket.getaddrinfo(*question)
+        except Exception as error:
+            self.answer = error.with_traceback(None)  # which would hold this thread's frame
+        finally:
+            self.running.release()
 
 
-def work(kind: type[Agent | Check], settings: Settings, signals: Signals) -> int:
-    """Run the agent, or a check. Returns the exit code."""
-    keep_secret(*(getattr(settings, name.lower()) for name in TOKEN_VARIABLES))
-    keep_secret(*url_secrets(settings.registry_url), *url_secrets(settings.service_health_endpoint))
-    if kind is Agent:
-        log.info("Registry sidecar starts: version %s, %s", VERSION, say_settings(settings))
-        for line in doubts(settings):
-            log.warning("%s", line)
-    try:
-        return kind(settings, signals).run()
-    except Stop:  # of a check
-        return 130
-    except Exception:
-        log.exception("A bug in the sidecar; exit 1, so that the restart policy starts it again")
-        return 1
+class PatientSocket(socket.socket):
+    """A socket that never blocks: before each read and write it waits as its wire does.
+
+    So each asks for the deadline and for signals, one that need not wait as well; and each byte
+    that comes in is one of the wire's budget. That every read and write passes here is what makes
+    an exchange bounded: OpenSSL's do, too, for PatientTLS gives it bytes, not the socket.
+    """
+
+    wire: Wire
+
+    def settimeout(self, _value: float | None) -> None:
+        """Stay non-blocking, whatever a library sets."""
+        super().settimeout(0)
+
+    def readiness(self, events: int) -> Block:
+        """Return what blocks until the socket is ready."""
+        poller = select.poll()
+        poller.register(self.fileno(), events)
+        return lambda duration: poller.poll(math.ceil(duration * 1000))
+
+    def recv_into(self, *arguments: Any) -> int:
+        """Receive. Raises LateError, Stop, and OSError where the peer has sent too much."""
+        count: int = self.patiently(select.POLLIN, super().recv_into, *arguments)
+        self.wire.spend(count)
+        return count
+
+    def recv(self, *arguments: Any) -> bytes:
+        """Receive, in the same way."""
+        received: bytes = self.patiently(select.POLLIN, super().recv, *arguments)
+        self.wire.spend(len(received))
+        return received
+
+    def sendall(self, data: Any, *arguments: Any) -> None:
+        """Send all of it. Raises LateError, Stop."""
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self.patiently(select.POLLOUT, super().send, view, *arguments) :]
+
+    def patiently(self, events: int, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Wait until the socket is ready, and call; again where it was not ready after all."""
+        while True:
+            self.wire.wait(self.readiness(events))
+            with contextlib.suppress(BlockingIOError):
+                return call(*arguments)
+
+
+if ssl is not None:
+
+    class PatientTLS(SSLTransport):
+        """TLS over a PatientSocket, verified as the context says.
+
+        OpenSSL reads and writes memory (ssl.MemoryBIO); what it lacks comes by the socket's recv.
+        """
+
+        def recv_into(self, *arguments: Any) -> Any:
+            """Receive: also what has come in before asks for the deadline and for signals."""
+            self.socket.wire.check()  # type: ignore[attr-defined]
+            return super().recv_into(*arguments)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The sidecar's own health: one line in a file, written by the agent and judged by Docker.
 
-The line holds six fields, separated by single spaces; times are `time.monotonic()` seconds,
-which every process of a machine shares:
+The line holds six fields, separated by single spaces; times are seconds of `clock`, which every
+process of a machine shares:
 
     <promise> <state> <ready until> <since> <attempt> <reason>
 
@@ -10,7 +10,7 @@ which every process of a machine shares:
 it, whatever the registry and the service do; a dead, stuck or stopped one does not. SENTENCES
 says what each state shows.
 
-As a script: prints the sentence; exit 0 while the promise holds, else 1. With `--ready`: exit 0
+As a script: print the sentence; exit 0 while the promise holds, else 1. With `--ready`: exit 0
 only while the service is registered and its last heartbeat was accepted within two intervals.
 """
 
@@ -35,6 +35,15 @@ SENTENCES = {
 }
 
 
+# A clock that goes on while the machine sleeps, as the registry's does; Linux alone has one.
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clock() -> float:
+    """Return the seconds since the machine started: the one clock of the sidecar."""
+    return time.clock_gettime(CLOCK)
+
+
 def write(
     path: str,
     promise: float,
@@ -46,20 +55,36 @@ def write(
 ) -> None:
     """Replace the heartbeat file in one step, so that no reader ever sees half a line.
 
-    Args: `promise`, `ready_until`, `since` in seconds of the monotonic clock; `state`, a key of
-    SENTENCES; `attempt` and `reason`, where its sentence has them. Raises OSError where the file
-    cannot be written.
+    Args: `promise`, `ready_until`, `since` in seconds of `clock`; `state`, a key of SENTENCES;
+    `attempt` and `reason`, where its sentence has them. Raises OSError where the file cannot be
+    written.
     """
     line = f"{promise:.3f} {state} {ready_until:.3f} {since:.3f} {attempt} {reason}\n"
     draft = path + ".new"
-    # Without waiting, not even for the reader of a pipe.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
-    file = os.open(draft, flags, 0o644)
+    write_new(draft, line.encode("utf-8", "replace"))
+    os.replace(draft, path)
+
+
+def write_new(path: str, content: bytes) -> None:
+    """Write a file that was not there before; what lies in its place goes, a link among it.
+
+    Raises OSError.
+    """
+    if os.path.lexists(path):
+        os.unlink(path)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        os.write(file, line.encode("utf-8", "replace"))
+        os.write(file, content)
     finally:
         os.close(file)
-    os.replace(draft, path)
+
+
+def try_out(path: str) -> None:
+    """Raise OSError where the heartbeat file could not be written; leave it as it is."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(None, "it is a directory")
+    write_new(path + ".check", b"x" * 200)
+    os.unlink(path + ".check")
 
 
 def read(path: str) -> bytes:
@@ -72,9 +97,9 @@ def read(path: str) -> bytes:
 
 
 def judge(line: bytes, now: float, ready: bool = False) -> tuple[bool, str]:
-    """Compare the promise in `line` with `now` (monotonic seconds) and say what is to be shown.
+    """Compare the promise in `line` with `now` (seconds of `clock`) and say what is to be shown.
 
-    Returns whether all is well (with `ready`: whether the service is registered, too) and one
+    Return whether all is well (with `ready`: whether the service is registered, too) and one
     printable line. Any bytes are taken; what is not a line of `write` is not healthy.
     """
     fields = line.decode("utf-8", "replace").rstrip("\n").split(" ", 5)
@@ -100,7 +125,7 @@ def main(arguments: list[str]) -> int:
     """Judge the file that HEARTBEAT_FILE names, print one line, return the exit code."""
     path = os.environ.get("HEARTBEAT_FILE", "").strip() or DEFAULT_PATH
     try:
-        well, sentence = judge(read(path), time.monotonic(), ready="--ready" in arguments)
+        well, sentence = judge(read(path), clock(), ready="--ready" in arguments)
     except OSError as error:
         well, sentence = False, f"unhealthy: no heartbeat file {path!r}: {error.strerror}"
     os.write(1, sentence.encode("utf-8", "replace") + b"\n")
