@@ -23,7 +23,8 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+from urllib.parse import quote
 
 import yaml
 
@@ -45,7 +46,9 @@ TOKEN, OTHER = "right", "wrong"
 
 def guides_rules() -> str:
     """Return the guide's file of alert rules."""
-    return next(b.text for b in blocks(GUIDE) if b.language == "yaml" and b.text.startswith("groups:"))
+    return next(
+        b.text for b in blocks(GUIDE) if b.language == "yaml" and b.text.startswith("groups:")
+    )
 
 
 def scaled_rules(scale: float) -> str:
@@ -60,9 +63,9 @@ class Fleet:
 
     def __init__(self, name: str, scale: float) -> None:
         self.name, self.scale = name, scale
-        first = Registry(ttl=TTL / scale, dialect="deployed", token=TOKEN)
-        more = [Registry(ttl=TTL / scale, dialect="deployed", token=TOKEN, replica_of=first) for _ in range(REPLICAS - 1)]
-        self.replicas = [first, *more]
+        kind: dict[str, Any] = {"ttl": TTL / scale, "dialect": "deployed", "token": TOKEN}
+        first = Registry(**kind)
+        self.replicas = [first, *(Registry(**kind, replica_of=first) for _ in range(REPLICAS - 1))]
         self.balancer = Balancer(self.replicas)
         self.service = ToyService()
         self.sidecars = [self.sidecar(number, TOKEN) for number in range(SIZE)]
@@ -71,18 +74,31 @@ class Fleet:
         self.quiet: set[str] = set()  # what has fired before
 
     def sidecar(self, number: int, token: str) -> Sidecar:
-        settings = {"HEARTBEAT_INTERVAL": INTERVAL / self.scale, "REGISTRY_TOKEN": token, "LOG_LEVEL": "WARNING"}
-        return Sidecar(self.balancer, self.service, SERVICE_NAME=f"service_{number:02}", **settings)
+        """Return a sidecar, not yet started."""
+        settings = {
+            "SERVICE_NAME": f"service_{number:02}",
+            "HEARTBEAT_INTERVAL": INTERVAL / self.scale,
+            "REGISTRY_TOKEN": token,
+            "LOG_LEVEL": "WARNING",
+        }
+        return Sidecar(self.balancer, self.service, **settings)
 
     def __enter__(self) -> Self:
         self.exit = contextlib.ExitStack()
         for peer in (*self.replicas, self.balancer, self.service):
             self.exit.enter_context(peer)
-        self.directory = Path(self.exit.enter_context(tempfile.TemporaryDirectory(prefix="alerts-")))
+        self.directory = Path(
+            self.exit.enter_context(tempfile.TemporaryDirectory(prefix="alerts-"))
+        )
         self.exit.callback(self.close)
         for sidecar in self.sidecars:
             sidecar.start()
-        wait_until(lambda: len(self.replicas[0].names()) == SIZE, START, f"{self.name}: all registered", every=0.2)
+        wait_until(
+            lambda: len(self.replicas[0].names()) == SIZE,
+            START,
+            f"{self.name}: all registered",
+            every=0.2,
+        )
         self.process = self.prometheus()
         return self
 
@@ -102,7 +118,11 @@ class Fleet:
         pace = f"{int(SCRAPES * 1000 / self.scale)}ms"
         targets = [f"127.0.0.1:{replica.port}" for replica in self.replicas]
         settings = {
-            "global": {"scrape_interval": pace, "scrape_timeout": pace, "evaluation_interval": pace},
+            "global": {
+                "scrape_interval": pace,
+                "scrape_timeout": pace,
+                "evaluation_interval": pace,
+            },
             "rule_files": ["rules.yml"],
             "scrape_configs": [{"job_name": "registry", "static_configs": [{"targets": targets}]}],
         }
@@ -114,21 +134,27 @@ class Fleet:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
-    def ask(self, query: str) -> list[dict[str, object]]:
+    def ask(self, query: str) -> list[Any]:
         """Return what Prometheus answers to a query."""
-        url = f"http://127.0.0.1:{self.port}/api/v1/query?query={urllib.request.quote(query)}"
+        url = f"http://127.0.0.1:{self.port}/api/v1/query?query={quote(query)}"
         with urllib.request.urlopen(url, timeout=30) as answer:
             return list(json.load(answer)["data"]["result"])
 
     def firing(self) -> set[str]:
         """Return the names of the rules that fire now."""
-        return {str(each["metric"]["alertname"]) for each in self.ask('ALERTS{alertstate="firing"}')}
+        return {each["metric"]["alertname"] for each in self.ask('ALERTS{alertstate="firing"}')}
 
     def size(self) -> float:
         """Return the fleet's size as the guide's query has it."""
-        query = f'{INTERVAL / self.scale} * sum(rate(registry_operations_total{{operation="heartbeat",status="success"}}'
-        found = self.ask(f"{query}[{int(300_000 / self.scale)}ms]))")
+        accepted = 'registry_operations_total{operation="heartbeat",status="success"}'
+        window = f"{int(300_000 / self.scale)}ms"
+        found = self.ask(f"{INTERVAL / self.scale} * sum(rate({accepted}[{window}]))")
         return float(found[0]["value"][1]) if found else 0.0
+
+    def note(self, names: set[str], passed: float) -> None:
+        """Note when each of these has fired for the first time."""
+        for name in names - set(self.fired):
+            self.fired[name] = passed
 
     def watch(self, seconds: float, note: Callable[[set[str], float], None]) -> None:
         """Look at the rules for so many seconds, and note what fires."""
@@ -187,10 +213,15 @@ def run(fleet: Fleet, begin: threading.Barrier) -> set[str]:
         wait_until(lambda: answers(fleet), 60, "Prometheus answers", every=0.2)
         begin.wait(START)
         fleet.watch(QUIET, lambda names, _: fleet.quiet.update(names))
-        print(f"{fleet.name}: before it, {', '.join(fleet.quiet) or 'silent'}; size {fleet.size():.1f}", flush=True)
+        print(
+            f"{fleet.name}: before it, {', '.join(fleet.quiet) or 'silent'}; size {fleet.size():.1f}",
+            flush=True,
+        )
         SITUATIONS[fleet.name][0](fleet)
-        fleet.watch(WATCHED, lambda names, now: fleet.fired.update({name: now for name in names - set(fleet.fired)}))
-        fired = ", ".join(f"{name} after {now:.0f} s" for name, now in fleet.fired.items()) or "silent"
+        fleet.watch(WATCHED, fleet.note)
+        fired = (
+            ", ".join(f"{name} after {now:.0f} s" for name, now in fleet.fired.items()) or "silent"
+        )
         print(f"{fleet.name}: {fired}; size {fleet.size():.1f}", flush=True)
     return set(fleet.fired)
 
@@ -202,7 +233,9 @@ def answers(fleet: Fleet) -> bool:
     return False
 
 
-def trial(scale: float, situations: Iterable[str] = SITUATIONS) -> dict[str, tuple[set[str], set[str]]]:
+def trial(
+    scale: float, situations: Iterable[str] = SITUATIONS
+) -> dict[str, tuple[set[str], set[str]]]:
     """Let one fleet for each situation meet it; return what fired before and after it."""
     fleets = [Fleet(name, scale) for name in situations]
     begin = threading.Barrier(len(fleets))
