@@ -24,9 +24,13 @@ def test_waiting_is_healthy_and_not_ready(registry: Registry) -> None:
         sidecar.wait_health(r"^not ready: waiting for the service", 1, "--ready")
 
 
-def test_registering_while_the_registry_is_unreachable_is_healthy_and_not_ready(service: ToyService) -> None:
+def test_registering_while_the_registry_is_unreachable_is_healthy_and_not_ready(
+    service: ToyService,
+) -> None:
     with Sidecar(Registry(), service) as sidecar:
-        sidecar.wait_health(r"^registry unreachable for \d+ s \(attempt \d+\): connection refused\n$")
+        sidecar.wait_health(
+            r"^registry unreachable for \d+ s \(attempt \d+\): connection refused\n$"
+        )
         sidecar.wait_health(r"^not ready: registry unreachable", 1, "--ready")
 
 
@@ -39,7 +43,9 @@ def test_registering_and_stopping_are_shown(registry: Registry, service: ToyServ
         assert re.search(r"stopping for \d+ s$", sidecar.health()[1])
 
 
-def test_a_registry_that_answers_errors_is_told_with_what_it_said(registry: Registry, service: ToyService) -> None:
+def test_a_registry_that_answers_errors_is_told_with_what_it_said(
+    registry: Registry, service: ToyService
+) -> None:
     registry.play("register", ["status", 503, {"detail": "come back later"}], times=FOREVER)
     with Sidecar(registry, service) as sidecar:
         sidecar.wait_health(r"^registry failing for \d+ s \(attempt \d+\): 503: come back later\n$")
@@ -73,7 +79,10 @@ def test_readiness_ends_two_intervals_after_the_last_accepted_heartbeat(
 ) -> None:
     with Sidecar(registry, service) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
-        for operation in ("heartbeat", "register"):  # not the list, whose failure ends the state at once
+        for operation in (
+            "heartbeat",
+            "register",
+        ):  # not the list, whose failure ends the state at once
             registry.play(operation, "status_500", times=FOREVER)
         sidecar.wait_for("Heartbeat failed")
         assert sidecar.health("--ready")[0] == 0  # one failure costs nothing
@@ -90,7 +99,9 @@ def test_readiness_ends_with_the_record_while_probes_hold_up_the_heartbeats(
         sidecar.wait_health("^not ready: registered, last heartbeat", 1, "--ready")
 
 
-def test_through_a_service_outage_healthy_and_not_ready(registry: Registry, service: ToyService) -> None:
+def test_through_a_service_outage_healthy_and_not_ready(
+    registry: Registry, service: ToyService
+) -> None:
     with Sidecar(registry, service) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
         service.stop()
@@ -114,7 +125,9 @@ def test_a_stopped_process_is_unhealthy_as_soon_as_its_promise_is_broken(
         sidecar.wait_for("Heartbeat accepted")
         sidecar.process.send_signal(signal.SIGSTOP)
         promise = float(sidecar.heartbeat_file.read_bytes().split()[0])
-        assert promise - time.monotonic() < 1 + 0.5 + 0.5 + 5 + 0.5  # the slot, both deadlines, the grace
+        assert (
+            promise - time.monotonic() < 1 + 0.5 + 0.5 + 5 + 0.5
+        )  # the slot, both deadlines, the grace
         assert sidecar.health()[0] == 0
         sidecar.wait_health("^unhealthy: the agent is [0-9]+ s late; it said: registered", 1)
         sidecar.process.send_signal(signal.SIGCONT)
@@ -131,12 +144,16 @@ def test_bad_settings_leave_no_heartbeat_file(tmp_path: Path) -> None:
 def test_a_heartbeat_file_that_cannot_be_written_never_stops_the_agent(
     registry: Registry, service: ToyService, tmp_path: Path, kind: str
 ) -> None:
-    path = tmp_path / "none" / "heartbeat" if kind == "missing directory" else tmp_path / "heartbeat"
+    path = (
+        tmp_path / "none" / "heartbeat" if kind == "missing directory" else tmp_path / "heartbeat"
+    )
     if kind == "directory in its place":
         path.mkdir()
     with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5, HEARTBEAT_FILE=path) as sidecar:
         sidecar.wait_for("Heartbeat accepted", times=3)
-        assert sidecar.count("HEARTBEAT_FILE=.* cannot be written") == 1  # said once, not at every step
+        assert (
+            sidecar.count("HEARTBEAT_FILE=.* cannot be written") == 1
+        )  # said once, not at every step
         assert sidecar.health()[0] == 1
         path.rmdir() if path.exists() else path.parent.mkdir()
         sidecar.wait_health("^registered", 0)
