@@ -1,42 +1,36 @@
-"""A balancer before replicas of the registry: each request goes to the next one, as nginx does by default."""
+"""A balancer in front of replicas of the registry: each request goes to the next, or to any.
 
-import http.client
+As nginx does it, a kept connection stays with no replica. The replicas answer in this process:
+what travels, travels between the sidecar and the balancer.
+"""
+
 import itertools
+import random
 from collections.abc import Sequence
 from typing import Any
 
-from kit.peers.faults import html_page
+from kit.peers.registry import Registry
 from kit.peers.server import Answer, Peer, Request
 
-SECONDS = 10.0  # for a replica's answer
-PASSED_ON = ("Content-Type", "Retry-After", "Location")  # the headers of an answer
+TURNS = ("strict", "random")
 
 
 class Balancer(Peer):
-    """The balancer. Its only operation is "any".
+    """Args: the replicas; turns, one of TURNS; those of Peer. `replicas` may be changed any time."""
 
-    Args:
-        replicas: the peers behind it, in the order of their turns.
-        options: those of Peer.
-    """
-
-    def __init__(self, replicas: Sequence[Peer], **options: Any) -> None:
+    def __init__(self, replicas: Sequence[Registry], turns: str = "strict", **options: Any) -> None:
         super().__init__(**options)
-        self.turns = itertools.cycle(replicas)
+        self.replicas, self.turns = list(replicas), turns
+        self._turn = itertools.count()
+
+    def route(self, method: str, path: str) -> str:
+        """Return the registry's operation."""
+        return self.replicas[0].route(method, path)
 
     def answer(self, request: Request) -> Answer:
-        """Pass the request on to the replica whose turn it is; 502 where it does not answer."""
+        """Answer as the replica whose turn it is."""
+        if self.turns == "random":
+            return random.choice(self.replicas).answer(request)
         with self.lock:
-            replica = next(self.turns)
-        connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=SECONDS)
-        headers = {name: value for name, value in request.headers.items() if name != "Connection"}
-        try:
-            connection.request(request.method, request.path, request.body or None, headers)
-            answer = connection.getresponse()
-            body = answer.read()
-        except (OSError, http.client.HTTPException):
-            return Answer(502, html_page(502, "Bad Gateway"), {"Content-Type": "text/html"})
-        finally:
-            connection.close()
-        passed_on = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
-        return Answer(answer.status, body, passed_on)
+            turn = next(self._turn)
+        return self.replicas[turn % len(self.replicas)].answer(request)
