@@ -185,7 +185,7 @@ def test_an_error_page_is_told_by_its_status_alone(registry: Registry, service: 
     with Sidecar(registry, service, INITIAL_WAIT_TIMEOUT=0) as sidecar:
         sidecar.wait_for(f"not healthy after 0 s: {code}; .*registering it anyway")
         line = sidecar.wait_for("Registration failed")
-        assert re.search(rf" {code}[;:] ", line)
+        assert re.search(rf"[ (]{code}[;):]", line)
         assert "<" not in sidecar.log
         assert "nginx" not in sidecar.log
 
