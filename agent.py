@@ -357,7 +357,7 @@ class Record:
 
         An accepted one leaves no gap, whether the record still lives by then or not.
         """
-        return self.left() <= self.settings.heartbeat_interval / 2
+        return self.left() <= self.settings.heartbeat_interval / 4
 
     def share(self) -> float:
         """Return the deadline of a request of which more may follow: half of what is left."""
@@ -602,7 +602,7 @@ class Registry:
         wrong_place = answer.ok or 300 <= answer.status < 400 or answer.status in (404, 405, 406)
         fix = fixes[NOT_HTTP] if wrong_place else fixes.get(answer.proof, "")
         if fix:
-            return f"{said}; {fix}"
+            return f"{said}: {fix}"
         refused = isinstance(answer.failure, ConnectionRefusedError) and not self.reached
         return said + (self.PORT_HINT if refused and self.peer.wire.port == 8888 else "")
 
@@ -901,8 +901,8 @@ class Check:
         if known or service.peer.wire.host != service.port.host:
             self.probe()
         if self.look_up("REGISTRY_URL", registry.peer.wire, settings.registry_timeout):
-            self.look()
-            self.prove_token()
+            if self.look():
+                self.prove_token()
         return 0 if self.fine else 1
 
     def tell(self, what: str, problem: str, detail: str = "") -> None:
@@ -941,12 +941,13 @@ class Check:
             problem += "; " + fix.format("SERVICE_PORT" if own else "SERVICE_HEALTH_ENDPOINT")
         self.tell(f"{kind} probe of {self.service.place}", problem)
 
-    def look(self) -> None:
-        """Look once for the record."""
+    def look(self) -> bool:
+        """Look once for the record; tell whether the registry has said whether it is there."""
         answer = self.registry.look(self.settings.registry_timeout)
         listed = "not yet" if answer.meaning == LOST else "already"
         found = f"{self.settings.service_name} is {listed} listed"
         self.tell_answer(f"list of {say_value(self.settings.registry_url)}", answer, found)
+        return answer.meaning in (ACCEPTED, LOST)
 
     def prove_token(self) -> None:
         """Find out whether the registry takes the token, or goes without one."""
@@ -1187,7 +1188,7 @@ def parse_url(text: str, odd: str = r"\\?#", fix: str = URL_FIX) -> str:
         parts = urlsplit(text if sound else "")
         sound = parts.scheme in ("http", "https") and is_host(parts.hostname or "")
         sound = sound and parts.port != 0
-        requests.Request("GET", text).prepare()  # it takes fewer brackets than urlsplit
+        requests.PreparedRequest().prepare_url(text, None)  # it takes fewer brackets than urlsplit
     except ValueError:
         sound = False
     if not sound:
@@ -1604,9 +1605,10 @@ def keep_secret(source: str, values: Iterable[str]) -> None:
 
 
 def forms(secret: str) -> set[str]:
-    """Return a secret as it stands in text, in JSON (also inside JSON), and in a URL."""
-    plain = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
-    found = plain | {json.dumps(form)[1:-1] for form in plain} | {secret.replace("/", r"\/")}
+    """Return a secret as it stands in text, in JSON (also inside JSON), in Python, in a URL."""
+    found = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    found |= {json.dumps(form)[1:-1] for form in found}
+    found |= {secret.replace("/", r"\/"), repr(secret)[1:-1]}
     for safe in ("", "/", "!$&'()*+,;=:@/"):
         quoted = quote(secret, safe=safe)
         found |= {quoted, re.sub("%..", lambda hexadecimal: hexadecimal[0].lower(), quoted)}

@@ -231,7 +231,7 @@ def test_a_count_that_was_lost_with_its_line_is_told_with_the_next() -> None:
     nobody, broken = os.pipe()
     os.close(nobody)
     reader, writer = os.pipe()
-    handler = agent.Log()
+    handler = agent.Log(plain=False)
     try:
         for file in (broken, writer):
             handler.file, handler.poller = file, select.poll()

@@ -264,7 +264,8 @@ class Lab:
 
     def _peer(self, command: list[str], alias: str, port: int, options: Mapping[str, Any]) -> PeerNode:
         where = ["--host", "0.0.0.0", "--port", str(port), "--verbose"]
-        node = PeerNode(self.run(self.peer_image, ["python", *command, *where], alias, **options), port)
+        control = port + 1 if "--tls" in command else port
+        node = PeerNode(self.run(self.peer_image, ["python", *command, *where], alias, **options), control)
         node.wait_for("listening on")
         return node
 

@@ -68,6 +68,7 @@ class Sidecar:
         self.times: list[float] = []  # monotonic, one for each line
         self.python = [sys.executable, "-I"]
         self.script = [str(AGENT)]  # and its arguments
+        self.health_script = [str(HEALTHCHECK)]
         self.stdout = subprocess.PIPE  # or a descriptor; then nobody reads it
 
     def start(self) -> Self:
@@ -154,7 +155,7 @@ class Sidecar:
     def health(self, *arguments: str) -> tuple[int, str]:
         """Run healthcheck.py as Docker does; return the exit code and all that it printed."""
         done = subprocess.run(
-            [sys.executable, "-I", str(HEALTHCHECK), *arguments],
+            [sys.executable, "-I", *self.health_script, *arguments],
             env=environment(self.settings),
             capture_output=True,
             text=True,
@@ -208,6 +209,22 @@ def odd_lines(lines: Iterable[str]) -> list[str]:
     return [line for line in own if not (LINE.fullmatch(line) and line.isprintable())]
 
 
+# What no reader needs: a library's place, its constants, a capital made small.
+RUBBISH = re.compile(r"_ssl\.c|\[SSL|\[X509|Traceback|\b[a-z][A-Z]{2,}")
+CONSTANT = re.compile(r"\b[A-Z0-9]+(?:_[A-Z0-9]+)+\b")
+OURS = re.compile("(SERVICE|REGISTRY|VERTICE|HEARTBEAT|INITIAL|DEREGISTER|DRAIN|LOG|SSL)_[A-Z_]+")
+
+
+def unreadable(lines: Iterable[str]) -> list[str]:
+    """Return the lines with words in them that only a programmer could read."""
+    return [
+        line
+        for line in lines
+        if RUBBISH.search(line)
+        or not all(OURS.fullmatch(constant) for constant in CONSTANT.findall(line))
+    ]
+
+
 class Sampler:
     """Looks every 20 ms whether a name is in the registry, and remembers each time it was not."""
 
@@ -246,5 +263,6 @@ __all__ = [
     "environment",
     "odd_lines",
     "run_agent",
+    "unreadable",
     "wait_until",
 ]

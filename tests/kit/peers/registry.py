@@ -148,6 +148,13 @@ class Registry(Peer):
             if value == "up":
                 self._memory.clear()
 
+    @property
+    def lingers(self) -> float:
+        """How many seconds GET /services shows an expired name."""
+        if self.linger is None:
+            return 30.0 if self.dialect == "deployed" else 0.0
+        return self.linger
+
     def record(self, name: str) -> dict[str, object] | None:
         """Return the live record of this name from the store (the memory of a replica does not count)."""
         with self.lock:
@@ -157,6 +164,14 @@ class Registry(Peer):
         """Return the names that have a live record, sorted."""
         with self.lock:
             return sorted(name for name in self._records if self._live(name))
+
+    def listed(self) -> list[str]:
+        """Return the names that GET /services shows."""
+        with self.lock:
+            if self.store != "up":
+                return sorted(self._memory)
+            since = self.clock() - self.lingers
+            return sorted(name for name, each in self._records.items() if each.expires > since)
 
     def forget(self, name: str | None = None) -> None:
         """Lose the record of this name, of all names by default, and nobody is told."""
@@ -261,13 +276,9 @@ class Registry(Peer):
     def _list(self, _request: Request) -> Answer:
         if refused := self._store_down("list"):
             return refused
-        if self.store != "up":
-            return Answer(200, sorted(self._memory))
-        if self._live("index"):
+        if self.store == "up" and self._live("index"):
             return self._index_corrupt("list")
-        linger = (30.0 if self.dialect == "deployed" else 0.0) if self.linger is None else self.linger
-        since = self.clock() - linger
-        return Answer(200, sorted(name for name, record in self._records.items() if record.expires > since))
+        return Answer(200, self.listed())
 
     def _get(self, request: Request) -> Answer:
         if self.dialect == "deployed":

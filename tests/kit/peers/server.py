@@ -28,6 +28,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple, Self
 
+import kit.peers.tls  # noqa: F401  # its faults are in the catalogue
 from kit.peers.faults import Fault, resolve
 
 CONNECT = "connect"  # the operation of a connection that has not asked for anything yet
@@ -107,6 +108,7 @@ class Peer:
         self._going = threading.Event()  # clear while paused
         self._going.set()
         self._server: _Server | None = None
+        self.tls = tls
         self._context: ssl.SSLContext | None = None
         if tls:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -156,11 +158,16 @@ class Peer:
     def port(self) -> int:
         """The port; chosen at the first look where it was 0, so that it is known before the start."""
         if not self._port:
-            with socket.socket() as probe:
+            with socket.socket(self.family) as probe:
                 # A process that another thread starts holds this socket, too, for a moment: let it hinder nobody.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self._port = _bind_somewhere(lambda port: probe.bind((self.host, port)))
         return self._port
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The family of the host's address."""
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     @property
     def url(self) -> str:
@@ -180,6 +187,11 @@ class Peer:
         server, self._server = self._server, None
         if server:
             server.stop()
+
+    def certify(self, tls: tuple[str, str]) -> None:
+        """Show another certificate to whoever connects from now on."""
+        assert self._context is not None, "only a peer that speaks TLS"
+        self._context.load_cert_chain(*tls)
 
     def stop_listening(self) -> None:
         """Close the listening socket alone: refuse new connections, go on answering on the open ones."""
@@ -227,6 +239,12 @@ class Peer:
                 raise TimeoutError(f"not true within {timeout} s; counts: {dict(self._counts)}")
             time.sleep(0.01)
         return True
+
+    def certify(self, certificate: str, key: str) -> None:
+        """Show another certificate from the next connection on. Only for a peer with `tls`."""
+        assert self._context, "the peer speaks no TLS"
+        self.tls = certificate, key
+        self._context.load_cert_chain(certificate, key)
 
     def say(self, text: str) -> None:
         """Print a line where the peer is verbose."""
@@ -292,7 +310,7 @@ class _Server(socketserver.ThreadingTCPServer):
         self.context = context
         self.stopping = threading.Event()
         self.open: dict[socket.socket, int] = {}  # connection: its number
-        self.address_family = socket.AF_INET6 if ":" in peer.host else socket.AF_INET
+        self.address_family = peer.family
         super().__init__((peer.host, peer.port), Exchange)
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -361,6 +379,7 @@ class Exchange(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError, ValueError):  # the client went away, or the peer stops
             self.close_connection = False
             if fault := self.server.peer._due(CONNECT):
+                self.server.peer.say(f"{CONNECT} -> fault {getattr(fault, '__name__', fault)}")
                 fault(self)
             if not self.close_connection:
                 super().handle()
@@ -474,12 +493,33 @@ def arguments(description: str, port: int) -> argparse.ArgumentParser:
     return parser
 
 
+class _Control(Peer):
+    """A way to script a peer that no fault of TLS closes: its `/_control` on a plain port."""
+
+    def __init__(self, peer: Peer) -> None:
+        super().__init__(port=peer.port + 1)
+        self.peer = peer
+
+    def state(self) -> dict[str, object]:
+        """Return the peer's."""
+        return self.peer.state()
+
+    def control(self, command: str, value: Any) -> None:
+        """Do one command to the peer."""
+        self.peer.control(command, value)
+
+
 def run(peer: Peer, name: str) -> int:
-    """Serve until SIGTERM or SIGINT. The first line printed ends with the URL."""
+    """Serve until SIGTERM or SIGINT. The first line printed ends with the URL.
+
+    A peer that speaks TLS is scripted at the next port, on loopback and in clear.
+    """
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # taken below, never in the middle of something
     try:
         peer.start()
+        if peer.tls:
+            _Control(peer).start()
     except OSError as error:
         print(f"{name}: cannot listen on {peer.host}:{peer.port}: {error.strerror}", flush=True)
         return 1
