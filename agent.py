@@ -487,7 +487,7 @@ class Record:
     def log_loss(self, answer: Answer) -> None:
         """Say that the registry has no record of the service."""
         lost = "Service not found (404): the registry has lost the record (%s); registering again"
-        log.warning(lost, answer.advice or answer.say())
+        log.warning(lost, answer.advice)
 
 
 # --------------------------------------------------------------------------------- the registry
@@ -578,7 +578,8 @@ class Registry:
         if answer.meaning == ACCEPTED:
             self.reached = True
             return answer
-        return answer._replace(advice="" if answer.meaning == LOST else self.say_advice(answer))
+        lost = answer.meaning == LOST
+        return answer._replace(advice=answer.say() if lost else self.say_advice(answer))
 
     def judge(self, answer: Answer, unknown: str) -> str:
         """Return what an answer means. A web page is no registry's, whatever its status."""
@@ -2025,19 +2026,20 @@ class Peer(HTTPAdapter):
     ) -> Answer:
         """Send one request and return the answer, within `timeout` seconds, whatever comes."""
         self.wire.begin(timeout)
-        answer = Answer(secure=self.wire.trust is not None)
+        answer, fit = Answer(secure=self.wire.trust is not None), False
         try:
             items = tuple({**self.headers, **headers}.items())
             request = prepare(method, self.url + path, items, body)
             response: Any = self.send(request, stream=True)
             answer = answer._replace(status=response.status, headers=response.headers)
             answer = answer._replace(body=read_body(response))
+            # What was read to its end leaves the connection fit for the next request. Where the
+            # peer has announced that it closes it, urllib3 has done so.
+            fit = self.keep and answer.ok and answer.whole
         except Exception as error:  # whatever a hostile answer makes the libraries raise
             answer = answer._replace(failure=innermost(error))
         finally:
-            # An answer that was read to its end leaves the connection fit for the next one, where
-            # the peer has not announced that it closes it: urllib3 has done so then.
-            if not (self.keep and answer.ok and answer.whole):
+            if not fit:
                 self.connection.close()
         if not answer.status:
             self.wire.failed = self.wire.place
@@ -2244,15 +2246,19 @@ class Wire:
 
         For musl fails for both where a resolver fails for one, and it is asked for both.
         """
+        unknown: list[OSError] = []
         failures: list[OSError] = []
         for family, shares in ((socket.AF_INET, 1), (socket.AF_INET6, 0)):
             try:
-                return self.connect_in_turn(self.addresses(family), shares)
+                addresses = self.addresses(family)
+            except OSError as error:
+                unknown.append(error)
+                continue
+            try:
+                return self.connect_in_turn(addresses, shares)
             except OSError as error:
                 failures.append(error)
-                self.check()
-        unknown = (error for error in failures if not isinstance(error, socket.gaierror))
-        raise next(unknown, failures[0])
+        raise [*failures, *unknown][0]
 
     def connect_in_turn(self, addresses: list[Any], shares: int) -> PatientSocket:
         """Connect to one address after the other, each with its share of the time that is left.
@@ -2307,6 +2313,7 @@ class Wire:
         with contextlib.suppress(OSError):  # what is an address needs no look-up
             flags = socket.AI_NUMERICHOST
             return socket.getaddrinfo(self.host, self.port, family, socket.SOCK_STREAM, 0, flags)
+        self.check()  # before there is a thread
         look_up = self.look_ups.get(family)
         if look_up is None or look_up.answer is not None:
             look_up = self.look_ups[family] = LookUp(self.host, self.port, family)
