@@ -188,11 +188,6 @@ class Peer:
         if server:
             server.stop()
 
-    def certify(self, tls: tuple[str, str]) -> None:
-        """Show another certificate to whoever connects from now on."""
-        assert self._context is not None, "only a peer that speaks TLS"
-        self._context.load_cert_chain(*tls)
-
     def stop_listening(self) -> None:
         """Close the listening socket alone: refuse new connections, go on answering on the open ones."""
         if self._server:
