@@ -261,7 +261,7 @@ class Demo:
         refused = self.refused_heartbeats()
         began = time.monotonic()
         self.forget()
-        self.wait("the record is back", lambda: (self.record() or {}).get("registered_at", "") > registered_at)
+        self.wait("the record is back", lambda: (self.record() or {}).get("registered_at", 0) > registered_at)
         seconds = time.monotonic() - began
         self.show_record()
         refused = self.refused_heartbeats() - refused
@@ -415,7 +415,7 @@ class ConsulDemo(Demo):
         if not record:
             return None
         endpoint, index = f"http://{record['Address']}:{record['Port']}", record["CreateIndex"]
-        return {"endpoint": endpoint, "metadata": record["Meta"], "registered_at": f"{index:012}"}
+        return {"endpoint": endpoint, "metadata": record["Meta"], "registered_at": index}
 
     def forget(self) -> None:
         path = f"/v1/agent/service/deregister/{self.found()['ID']}"

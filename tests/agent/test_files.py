@@ -148,7 +148,7 @@ def test_ssl_cert_file_counts_where_there_is_no_file_of_its_own_and_when_it_is_r
         sidecar.wait_for("Heartbeat accepted")
         replace(Path(other.ca_file), Path(other.new_ca_file).read_text())
         peer = service if other is service_side else registry
-        peer.certify(*other.new_tls)
+        peer.certify(other.new_tls)
         sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 3)
         assert not sidecar.count(" WARNING (REGISTRY_|SERVICE_|SSL_)")
 

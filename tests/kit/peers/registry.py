@@ -11,7 +11,6 @@ import collections
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
@@ -41,11 +40,10 @@ FIELDS = {
 }
 # The `status` label of registry_operations_total for a success while the store is not up.
 LABELS = {
-    ("open", "register"): "circuit_breaker_open",
-    ("open", "heartbeat"): "circuit_breaker_open",
+    ("open", "register"): "cache_fallback",
+    ("open", "heartbeat"): "cache_mode",
     ("open", "list"): "cache_fallback",
-    ("half_open", "register"): "cache_mode",
-    ("half_open", "list"): "cache_fallback",
+    ("half_open", "register"): "circuit_breaker_open",
 }
 PUBLISHED_LIMITS = {"heartbeat": (10, 60.0), "register": (100, 1.0)}  # requests in so many seconds
 GET_WORKS_EVERY = 5  # deployed dialect: the other GETs of one record are 500 "from its cache"
@@ -58,8 +56,8 @@ class _Record:
     endpoint: str
     health_endpoint: str
     metadata: dict[str, str]
-    registered_at: str
-    last_heartbeat: str
+    registered_at: float  # these two in Unix seconds
+    last_heartbeat: float
     expires: float  # by the registry's clock
 
 
@@ -72,7 +70,8 @@ class Registry(Peer):
     GET /services shows an expired name (None: 30 in the deployed dialect, else 0); failing_delay and
     hang_delay, how long a failing and a hanging store takes to give its 500 and 504; blackout, how long nginx
     answers 502 after a handful of 500 from GET /services/{name}; limits, {operation: (number, seconds)},
-    answers 429 beyond; retry_after, the header of these 429; clock, monotonic seconds.
+    answers 429 beyond; retry_after, the header of these 429; replica_of, another registry with which it shares
+    the store; clock, monotonic seconds.
     """
 
     settings = (
@@ -95,6 +94,7 @@ class Registry(Peer):
         blackout: float = 10.0,
         limits: dict[str, tuple[int, float]] | None = None,
         retry_after: str | float | None = None,
+        replica_of: Registry | None = None,
         clock: Callable[[], float] = time.monotonic,
         **options: Any,
     ) -> None:
@@ -108,8 +108,11 @@ class Registry(Peer):
         self.limits = limits or {}
         self.retry_after = retry_after
         self.clock = clock
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, _Record] = {}  # the store
+        if replica_of is not None:
+            self.lock, self._records = replica_of.lock, replica_of._records
         self._memory: dict[str, _Record] = {}  # what one replica holds while the store is down
+        self._own: set[str] = set()  # the names that were registered through this replica
         self._recent: dict[tuple[str, str], collections.deque[float]] = {}  # for the limits
         self._operations: collections.Counter[tuple[str, str]] = collections.Counter()
         self._trials = 0  # heartbeats while half open
@@ -241,9 +244,10 @@ class Registry(Peer):
         name, endpoint, health_endpoint, metadata = (request.json()[key] for key in FIELDS["register"])
         if "index" in self._records and name != "index":
             return self._index_corrupt("register")
-        now = _timestamp()
+        now = time.time()
         record = _Record(name, endpoint, health_endpoint, metadata, now, now, self.clock() + self.ttl)
         (self._records if self.store == "up" else self._memory)[name] = record
+        self._own.add(name)
         message = "Service registered successfully"
         if self.store == "half_open":
             message = "Service registered (circuit breaker open, local cache)"
@@ -262,7 +266,7 @@ class Registry(Peer):
             record = self._live(name)
             if record is None:
                 return self._error("heartbeat", 404, f"Service '{name}' not registered")
-            record.last_heartbeat, record.expires = _timestamp(), self.clock() + self.ttl
+            record.last_heartbeat, record.expires = time.time(), self.clock() + self.ttl
         return Answer(200, {"message": "Heartbeat received", "service_name": name})
 
     def _deregister(self, request: Request) -> Answer:
@@ -296,15 +300,19 @@ class Registry(Peer):
 
     def _health(self, _request: Request) -> Answer:
         status = "healthy" if self.store == "up" else "degraded"
-        breaker = self.store if self.store in ("open", "half_open") else "closed"
-        names = self.names()
-        return Answer(200, {"status": status, "circuit_breaker": breaker, "active_services": len(names)})
+        state = self.store.upper() if self.store in ("open", "half_open") else "CLOSED"
+        redis = {"status": status, "circuit_breaker": {"state": state}}
+        active = self._active_services()
+        return Answer(200, {"status": status, "components": {"redis": redis}, "active_services": active})
 
     def _metrics(self, _request: Request) -> Answer:
         lines = [
-            "# HELP registry_active_services Services with a live record",
+            "# HELP registry_active_services Services that were registered through this replica",
             "# TYPE registry_active_services gauge",
-            f"registry_active_services {len(self.names())}",
+            f"registry_active_services {self._active_services()}",
+            "# HELP registry_circuit_breaker_open Whether this replica answers from its own memory",
+            "# TYPE registry_circuit_breaker_open gauge",
+            f"registry_circuit_breaker_open {int(self.store == 'open')}",
             "# HELP registry_operations_total Operations by outcome",
             "# TYPE registry_operations_total counter",
         ]
@@ -313,6 +321,11 @@ class Registry(Peer):
             lines.append(f"registry_operations_total{{{labels}}} {number}")
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Answer(200, "\n".join(lines) + "\n", {"Content-Type": kind})
+
+    def _active_services(self) -> int:
+        """Return how many services were registered through this replica and are still known."""
+        self._own = {name for name in self._own if name in self._memory or self._live(name)}
+        return len(self._own)
 
     # Refusals: each returns None where there is nothing to refuse.
 
@@ -423,10 +436,6 @@ def _unless_text(value: object, *place: str) -> list[dict[str, object]]:
 
 def _nginx(status: int, delay: float = 0.0) -> Answer:
     return Answer(status, html_page(status, reason(status)), {"Content-Type": "text/html"}, delay)
-
-
-def _timestamp() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def main() -> int:
