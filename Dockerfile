@@ -13,16 +13,17 @@ ARG BASE=python:3.11-alpine
 FROM $BASE AS builder
 # The classic builder leaves this stage behind; docker image prune --filter label=vertice-registry-sidecar=builder
 LABEL vertice-registry-sidecar=builder
-WORKDIR /build
-COPY requirements.txt ./
+COPY requirements.txt /build/
 RUN pip install --require-hashes --only-binary :all: --no-compile --no-cache-dir --disable-pip-version-check \
-    --root-user-action ignore --target site -r requirements.txt
-COPY docker docker
-COPY agent.py healthcheck.py ./
+    --root-user-action ignore -r /build/requirements.txt
+COPY docker /build/docker
+COPY agent.py healthcheck.py /app/
 ARG TLS=0
 ARG VERSION
-RUN python -X no_debug_ranges docker/rootfs.py --site site --root /rootfs --tls "$TLS" \
-    && python docker/smoke.py --root /rootfs --tls "$TLS" --version "$VERSION"
+# Without the column numbers of tracebacks, 0.26 MB; with one time stamp: the same input makes the same layer.
+RUN python -X no_debug_ranges /build/docker/rootfs.py "$TLS" \
+    && python /build/docker/smoke.py "$TLS" "$VERSION" \
+    && find /rootfs -exec touch -h -d @0 {} +
 
 FROM scratch
 ARG VERSION

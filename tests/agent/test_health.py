@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import healthcheck
 from kit.peers.registry import Registry
 from kit.peers.service import ToyService
 from kit.sidecar import FOREVER, Sidecar, run_agent
@@ -125,9 +126,8 @@ def test_a_stopped_process_is_unhealthy_as_soon_as_its_promise_is_broken(
         sidecar.wait_for("Heartbeat accepted")
         sidecar.process.send_signal(signal.SIGSTOP)
         promise = float(sidecar.heartbeat_file.read_bytes().split()[0])
-        assert (
-            promise - time.monotonic() < 1 + 0.5 + 0.5 + 5 + 0.5
-        )  # the slot, both deadlines, the grace
+        # The slot, both deadlines, the grace, and what a busy machine takes.
+        assert promise - healthcheck.clock() < 1 + 0.5 + 0.5 + 5 + 0.5
         assert sidecar.health()[0] == 0
         sidecar.wait_health("^unhealthy: the agent is [0-9]+ s late; it said: registered", 1)
         sidecar.process.send_signal(signal.SIGCONT)

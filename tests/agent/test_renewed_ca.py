@@ -57,7 +57,7 @@ def test_a_renewed_authority_costs_nothing(place: Place) -> None:
     with Sidecar(place.registry, place.service, **place.settings) as sidecar:
         wait_for_more(sidecar)
         place.renew_ca()
-        place.peer.certify(*place.new_tls)
+        place.peer.certify(place.new_tls)
         wait_for_more(sidecar)
         assert not sidecar.count(FAILED)
         assert sidecar.stop()[0] == 0
@@ -71,7 +71,7 @@ def test_an_authority_that_is_trusted_no_more_is_refused(place: Place, side: str
         wait_for_more(sidecar, 1)
         place.renew_ca()
         sidecar.wait_for(f"certificate refused: .*{side.upper()}_CA_FILE")
-        place.peer.certify(*place.new_tls)
+        place.peer.certify(place.new_tls)
         wait_for_more(sidecar, 1)
 
 
@@ -92,6 +92,6 @@ def test_a_file_that_cannot_be_read_any_more_is_told_once_and_the_old_one_stays(
         assert not sidecar.count(FAILED)
         assert sidecar.count(f" WARNING .*{side.upper()}_CA_FILE") == 1
         place.renew_ca()
-        place.peer.certify(*place.new_tls)
+        place.peer.certify(place.new_tls)
         wait_for_more(sidecar)
         assert odd_lines(sidecar.lines) == []

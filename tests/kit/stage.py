@@ -18,6 +18,7 @@ networks  what an exception says that ends the look at the list of networks, as 
 jumping   True, from the start: time.sleep takes no time, but the clocks say that it did
 ahead     from the start, and more of it later: the seconds for which the host was suspended; only
           the clock that goes on meanwhile (CLOCK_BOOTTIME) has them
+seed      from the start: what the agent draws by chance follows from it
 again     True: whenever the agent changes how it takes signals, one more SIGTERM comes before;
           where this is named at the start, if only as False, Python's own end takes 0.3 s
 """
@@ -28,6 +29,7 @@ import _thread
 import builtins
 import json
 import os
+import random
 import runpy
 import signal
 import socket
@@ -169,6 +171,7 @@ def main() -> None:
         time.monotonic, time.clock_gettime = moved_monotonic, moved_clock
     if "jumping" in scenery():
         time.sleep = skip
+    random.seed(scenery().get("seed"))
     if "again" in scenery():
         signal.signal = take_signal_late
         sys.slow_end = SlowEnd()  # type: ignore[attr-defined]  # sys is among the last to go

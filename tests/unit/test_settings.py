@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import trustme
 from hypothesis import example, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
@@ -603,6 +604,117 @@ def test_tls_settings_of_no_use_and_a_probe_that_verifies_nobody_are_warned_of(
     lines = doubts(changed(**settings))
     assert len(lines) == bool(doubt)
     assert all(line.startswith(str(doubt)) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [("http://lb", True), ("https://lb", True), ("consul://lb", False), ("consul-tls://lb", False)],
+)
+@pytest.mark.parametrize("variables", [{"SERVICE_ID": "osint:1"}, {"SERVICE_TAGS": "a,b"}])
+def test_what_consul_alone_takes_is_warned_of_elsewhere(
+    variables: dict[str, str], url: str, warned: bool
+) -> None:
+    (name,) = variables
+    lines = doubts(read(REGISTRY_URL=url, **variables))
+    assert len(lines) == warned
+    assert all(line.startswith(f"{name}: has no effect") for line in lines)
+
+
+SLIPS = {
+    "REGISTRY_TOKEN_FILES": "REGISTRY_TOKEN_FILE",
+    "REGISTRY_TOKN": "REGISTRY_TOKEN",
+    "REGISTRY_TOKENFILE": "REGISTRY_TOKEN_FILE",
+    "REGISTRY_ULR": "REGISTRY_URL",
+    "SERVICE_HEALTH_TIMOUT": "SERVICE_HEALTH_TIMEOUT",
+    "SERVICE_HEALTH_ENDPOINTS": "SERVICE_HEALTH_ENDPOINT",
+    "SERVICE_PROT": "SERVICE_PORT",
+    "SERVICE_TAG": "SERVICE_TAGS",
+    "HEARTBEAT_INTERVAL_SECONDS": "HEARTBEAT_INTERVAL",
+    "DEREGISTER_ON_EXIST": "DEREGISTER_ON_EXIT",
+    "INITIAL_WAIT_TIMEOUT_S": "INITIAL_WAIT_TIMEOUT",
+    "LOG_LEVLE": "LOG_LEVEL",
+}
+NO_SLIPS = (
+    # What Kubernetes and Docker links set for services called registry, service, registry-url.
+    *(f"{name}_SERVICE_{what}" for name in ("REGISTRY", "SERVICE") for what in ("HOST", "PORT")),
+    *("REGISTRY_SERVICE_PORT_HTTP", "REGISTRY_PORT", "REGISTRY_PORT_80_TCP", "SERVICE_PORT_80_TCP"),
+    *(f"REGISTRY_PORT_80_TCP_{what}" for what in ("ADDR", "PORT", "PROTO")),
+    *("REGISTRY_URL_SERVICE_HOST", "REGISTRY_URL_PORT_80_TCP_ADDR", "REGISTRY_NAME"),
+    *("REGISTRY_ENV_REGISTRY_TOKEN", "REGISTRY_URL_ENV_PATH"),
+    *("PATH", "HOME", "HOSTNAME", "LANG", "TZ", "SSL_CERT_DIR", "GPG_KEY", "PYTHON_VERSION"),
+    *("LOG_DIR", "REGISTRY", "SERVICE", "REGISTRY_USER", "SERVICE_VERSION", "HEARTBEAT", *VARIABLES),
+)
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_variable_that_looks_like_a_setting_is_warned_of(name: str) -> None:
+    (line,) = doubts(read(), **{name: "s3cret"})
+    assert re.match(rf"{name}: is no setting.*\b{SLIPS[name]}\b", line)
+    assert "s3cr" not in line
+
+
+@pytest.mark.parametrize("name", NO_SLIPS)
+def test_a_variable_that_is_somebody_else_s_is_not_warned_of(name: str) -> None:
+    assert doubts(read(), **{name: "tcp://10.96.0.7:80"}) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "warned"),
+    [
+        ({"SERVICE_METADATA": "team=osint # who"}, True),
+        ({"SERVICE_METADATA": "team=osint #who"}, True),
+        ({"SERVICE_METADATA": "team=osint#1"}, False),
+        ({"HEARTBEAT_FILE": "/tmp/heartbeat # where"}, True),
+        ({"REGISTRY_TOKEN": "s3cret#1"}, False),
+    ],
+)
+def test_a_comment_in_a_value_is_warned_of(variables: dict[str, str], warned: bool) -> None:
+    (name,) = variables
+    lines = doubts(read(**variables), **variables)
+    assert len(lines) == warned
+    assert all(line.startswith(f"{name}: ") and "#" in line for line in lines)
+
+
+def test_doubts_about_names_and_comments_reach_the_log(
+    registry: Registry, service: ToyService
+) -> None:
+    odd = {"REGISTRY_TOKEN_FILES": "s3cret", "SERVICE_METADATA": "team=osint # who"}
+    others = dict.fromkeys(("REGISTRY_SERVICE_HOST", "REGISTRY_PORT_80_TCP"), "10.96.0.7")
+    with Sidecar(registry, service, SERVICE_TAGS="a", **odd, **others) as sidecar:
+        sidecar.wait_registered()
+        assert sidecar.count(" WARNING REGISTRY_TOKEN_FILES: .*REGISTRY_TOKEN_FILE") == 1
+        assert sidecar.count(" WARNING SERVICE_METADATA: .*#") == 1
+        assert sidecar.count(" WARNING SERVICE_TAGS: has no effect") == 1
+        assert sidecar.count(" WARNING ") == 3
+        assert not sidecar.count("s3cret")
+
+
+@pytest.mark.parametrize(
+    ("variables", "refused"),
+    [
+        ({}, False),
+        ({"SERVICE_SCHEME": "https"}, True),
+        ({"SERVICE_SCHEME": "https", "SERVICE_HEALTH_CHECK": "tcp"}, False),
+        ({"SERVICE_SCHEME": "https", "SERVICE_CA_FILE": "CA"}, False),
+        ({"SERVICE_HEALTH_ENDPOINT": "https://osint/health"}, True),
+        ({"REGISTRY_URL": "https://lb"}, True),
+        ({"REGISTRY_URL": "consul-tls://lb"}, True),
+        ({"REGISTRY_URL": "https://lb", "REGISTRY_CA_FILE": "CA"}, False),
+        ({"REGISTRY_URL": "https://lb", "SERVICE_CA_FILE": "CA"}, True),
+    ],
+)
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_bad_ssl_cert_file_is_refused_where_https_has_no_file_of_its_own(
+    tmp_path: Path, variables: dict[str, str], refused: bool, content: str | None
+) -> None:
+    authority, bad = tmp_path / "ca.pem", tmp_path / "bad.pem"
+    trustme.CA().cert_pem.write_to_path(str(authority))
+    if content:
+        bad.write_text(content)
+    named = {key: value.replace("CA", str(authority)) for key, value in variables.items()}
+    lines = problems_of(SSL_CERT_FILE=str(bad), **named)
+    assert len(lines) == refused
+    assert all(line.startswith(f"SSL_CERT_FILE={bad}: ") for line in lines)
 
 
 def test_doubts_stop_nothing(registry: Registry, service: ToyService) -> None:

@@ -191,6 +191,7 @@ class Peer:
     def certify(self, tls: tuple[str, str]) -> None:
         """Show another certificate to whoever connects from now on."""
         assert self._context is not None, "only a peer that speaks TLS"
+        self.tls = tls
         self._context.load_cert_chain(*tls)
 
     def stop_listening(self) -> None:
@@ -239,12 +240,6 @@ class Peer:
                 raise TimeoutError(f"not true within {timeout} s; counts: {dict(self._counts)}")
             time.sleep(0.01)
         return True
-
-    def certify(self, certificate: str, key: str) -> None:
-        """Show another certificate from the next connection on. Only for a peer with `tls`."""
-        assert self._context, "the peer speaks no TLS"
-        self.tls = certificate, key
-        self._context.load_cert_chain(certificate, key)
 
     def say(self, text: str) -> None:
         """Print a line where the peer is verbose."""
