@@ -68,6 +68,7 @@ def test_while_backing_off_from_a_registry_that_is_back(
         ("register", "drip_body"),
         ("heartbeat", "drip_headers"),
         ("heartbeat", "endless_body"),
+        ("heartbeat", "drip_body"),
     ],
 )
 def test_in_a_request_that_hangs(
