@@ -481,8 +481,6 @@ def arguments(description: str, port: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=port, help="port, 0 takes a free one (%(default)s)")
-    parser.add_argument("--idle-timeout", type=float, default=65.0, metavar="SECONDS",
-                        help="close idle connections after this time (%(default)s)")  # fmt: skip
     parser.add_argument("--no-keep-alive", dest="keep_alive", action="store_false",
                         help="close each connection after its answer")  # fmt: skip
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="speak https")
