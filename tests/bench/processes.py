@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import subprocess
 import sys
 import time
 import uuid
@@ -28,6 +27,7 @@ from containers.engine import (
     unique,
     wait_until,
 )
+from kit.program import Program
 from kit.sidecar import TESTS, Sidecar
 
 # With --init Python begins with no CPU spent: PID 1 has run the engine's own runc before it.
@@ -125,20 +125,8 @@ class Peers(NamedTuple):
 @contextlib.contextmanager
 def run_peers() -> Iterator[Peers]:
     """Start the peers, and end them afterwards."""
-    with peer("registry") as registry, peer("service") as service:
-        yield Peers(registry, service)
-
-
-@contextlib.contextmanager
-def peer(name: str) -> Iterator[int]:
-    """Run a test peer; yield its port."""
-    command = [sys.executable, "-m", f"kit.peers.{name}", "--port", "0"]
-    with subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline().rpartition(":")[2])
-        finally:
-            process.terminate()
+    with Program("registry") as registry, Program("service") as service:
+        yield Peers(registry.port, service.port)
 
 
 # ---- the sidecars

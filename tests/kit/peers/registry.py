@@ -1,6 +1,6 @@
 """The embedded registry: the whole API of the service registry, its TTL, each of its oddities by a switch.
 
-As a program: `python -m kit.peers.registry --port 8888 --ttl 60 --dialect deployed --verbose`. While it runs, tests can
+As a program: `python -m kit.peers.registry --port 8888 --ttl 60 --verbose`. While it runs, tests can
 script it: `curl -d '{"store":"open"}' localhost:8888/_control`, `{"play":["heartbeat","hang",null]}` (null:
 until `{"sane":"*"}`), `{"forget":null}` loses all records; `GET /_control` shows counts and records.
 """
@@ -45,7 +45,6 @@ LABELS = {
     ("open", "list"): "cache_fallback",
     ("half_open", "register"): "circuit_breaker_open",
 }
-PUBLISHED_LIMITS = {"heartbeat": (10, 60.0), "register": (100, 1.0)}  # requests in so many seconds
 GET_WORKS_EVERY = 5  # deployed dialect: the other GETs of one record are 500 "from its cache"
 GETS_TO_BLACKOUT = 5  # so many of those 500, and nginx drops the replica
 
@@ -242,8 +241,6 @@ class Registry(Peer):
         if refused or (refused := self._store_down("register")):
             return refused
         name, endpoint, health_endpoint, metadata = (request.json()[key] for key in FIELDS["register"])
-        if "index" in self._records and name != "index":
-            return self._index_corrupt("register")
         now = time.time()
         record = _Record(name, endpoint, health_endpoint, metadata, now, now, self.clock() + self.ttl)
         (self._records if self.store == "up" else self._memory)[name] = record
@@ -280,8 +277,6 @@ class Registry(Peer):
     def _list(self, _request: Request) -> Answer:
         if refused := self._store_down("list"):
             return refused
-        if self.store == "up" and self._live("index"):
-            return self._index_corrupt("list")
         return Answer(200, self.listed())
 
     def _get(self, request: Request) -> Answer:
@@ -391,11 +386,6 @@ class Registry(Peer):
             return _nginx(504, self.hang_delay)
         return None
 
-    def _index_corrupt(self, operation: str) -> Answer:
-        """A service named `index` has overwritten the registry's own index of names."""
-        why = "WRONGTYPE Operation against a key holding the wrong kind of value"
-        return self._error(operation, 500, why)
-
     def _error(self, operation: str, status: int, why: str, delay: float = 0.0) -> Answer:
         """Word an error in the dialect: the deployed registry turns each into a 500."""
         if self.dialect == "documented" and status != 500:
@@ -442,15 +432,6 @@ def main() -> int:
     """Run the registry of the command line until SIGTERM or SIGINT."""
     parser = arguments("The embedded registry, for the demo and for tests.", 8888)
     parser.add_argument("--ttl", type=float, default=60.0, help="life of a record in seconds (%(default)s)")
-    parser.add_argument("--token", help="the X-Registry-Token to ask for (none)")
-    parser.add_argument("--dialect", choices=DIALECTS, default="documented", help="of errors (%(default)s)")
-    parser.add_argument("--store", choices=STORES, default="up", help="state of its store (%(default)s)")
-    parser.add_argument("--linger", type=float, help="seconds that /services shows an expired name")
-    parser.add_argument("--failing-delay", type=float, default=3.0, help="of a 500 in seconds (%(default)s)")
-    parser.add_argument("--hang-delay", type=float, default=5.0, help="of a 504 in seconds (%(default)s)")
-    parser.add_argument("--blackout", type=float, default=10.0, help="of nginx in seconds (%(default)s)")
-    parser.add_argument("--limits", action="store_const", const=PUBLISHED_LIMITS, help="answer 429")
-    parser.add_argument("--retry-after", help="the header of a 429 (none)")
     return run(Registry(**vars(parser.parse_args())), "registry")
 
 
