@@ -153,20 +153,47 @@ def test_ssl_cert_file_counts_where_there_is_no_file_of_its_own_and_when_it_is_r
         assert not sidecar.count(" WARNING (REGISTRY_|SERVICE_|SSL_)")
 
 
+def test_ssl_cert_file_that_is_gone_is_told_by_its_name(tmp_path: Path, service: ToyService) -> None:
+    tls, ca_file = certificate(tmp_path, "127.0.0.1")
+    settings: dict[str, Any] = {"HEARTBEAT_INTERVAL": 0.5, "SSL_CERT_FILE": ca_file}
+    with (
+        Registry(tls=tls, keep_alive=False) as registry,
+        Sidecar(registry, service, **settings) as sidecar,
+    ):
+        sidecar.wait_for("Heartbeat accepted")
+        Path(ca_file).unlink()
+        sidecar.wait_for(" WARNING SSL_CERT_FILE cannot be read")
+        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 2)
+        assert sidecar.count(" WARNING ") == 1
+
+
 # ---- the token
 
 
+def link(file: Path, text: str) -> None:
+    """Let the file's folder be another one, as Kubernetes renews a secret that is mounted."""
+    new = file.parent.with_name("second")
+    new.mkdir()
+    (new / file.name).write_text(text)
+    draft = file.parent.with_name("draft")
+    draft.symlink_to(new)
+    draft.replace(file.parent)
+
+
+@pytest.mark.parametrize("renew", [replace, link, Path.write_text])
 def test_a_token_renewed_right_before_the_end_deregisters(
-    tmp_path: Path, registry: Registry, service: ToyService
+    tmp_path: Path, registry: Registry, service: ToyService, renew: Any
 ) -> None:
-    file = tmp_path / "token"
-    file.write_text("first-token")
-    registry.token, registry.ttl = "first-token", 60
+    (tmp_path / "first").mkdir()
+    (tmp_path / "now").symlink_to(tmp_path / "first")
+    file = tmp_path / "now" / "token"
+    file.write_text("token-1")
+    registry.token, registry.ttl = "token-1", 60
     settings: dict[str, Any] = {"HEARTBEAT_INTERVAL": 30, "REGISTRY_TOKEN_FILE": file}
     with Sidecar(registry, service, **settings) as sidecar:
         sidecar.wait_registered()
-        replace(file, "second-token")
-        registry.token = "second-token"
+        renew(file, "token-2")
+        registry.token = "token-2"
         assert sidecar.stop()[0] == 0
         assert sidecar.count("Service deregistered") == 1
         assert registry.record(NAME) is None
