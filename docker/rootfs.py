@@ -124,7 +124,7 @@ def loaded(*modules: str) -> dict[str, Path]:
         env={"PYTHONPATH": f"{SITE}:{APP}"}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     if done.returncode:
-        sys.exit(f"rootfs: {modules[0]}.py imports what the image leaves out (see above)")
+        sys.exit("rootfs: a script imports what the image leaves out, see above")
     return {name: Path(file) for name, file in map(str.split, done.stdout.splitlines())}
 
 

@@ -138,7 +138,7 @@ def test_the_registry_is_down_also_at_the_port_that_only_the_host_has(place: Pla
 def test_a_web_page_in_place_of_the_registry(place: Place) -> None:
     place.registry.play("list", ["status", 200, "<html></html>"])
     (line,) = faults(place.check(1))
-    assert line.endswith("answered 200, a web page; set REGISTRY_URL to where the registry is")
+    assert line.endswith("answered 200, a web page: set REGISTRY_URL to where the registry is")
 
 
 def test_each_name_that_does_not_resolve_is_told_and_nothing_is_asked_there(place: Place) -> None:
@@ -225,6 +225,19 @@ def test_a_health_file_that_cannot_be_written_is_a_fault(place: Place, tmp_path:
     for path in (tmp_path / "none" / "heartbeat", tmp_path / "file" / "heartbeat", tmp_path):
         (line,) = faults(place.check(1, HEARTBEAT_FILE=path))
         assert re.match("HEARTBEAT_FILE[=, ].*: not fine: ", line), line
+
+
+def test_a_health_file_that_takes_no_bytes_is_a_fault_and_nothing_is_left_of_the_trial(
+    place: Place, tmp_path: Path
+) -> None:
+    """With such a limit a file can be made, but not written: like a full file system."""
+    sidecar = Sidecar(place.registry, place.service, HEARTBEAT_FILE=tmp_path / "heartbeat")
+    sidecar.python = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *sidecar.python]
+    sidecar.script.append("--check")
+    with sidecar:
+        assert sidecar.wait() == 1
+        assert sidecar.count("HEARTBEAT_FILE.*: not fine: ") == 1
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_the_health_file_of_a_sidecar_that_runs_is_left_as_it_is(place: Place) -> None:

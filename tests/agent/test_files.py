@@ -1,10 +1,8 @@
-"""The files that settings name: a renewed token, headers or authorities count, a bad one costs nothing."""
+"""Files that settings name: a renewed token or SSL_CERT_FILE counts, a bad one costs nothing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +11,7 @@ import pytest
 
 from kit.certificates import certificate
 from kit.peers.registry import Registry
-from kit.peers.server import Answer, Exchange, Peer, Request
+from kit.peers.server import Answer, Exchange, Request
 from kit.peers.service import ToyService
 from kit.sidecar import FOREVER, NAME, Sidecar, wait_until
 
@@ -109,104 +107,50 @@ def test_secrets_that_are_renewed_all_the_time_cost_nothing_and_stay_hidden(
         assert not re.search(r"\d{7}-\d{3}", sidecar.log)
 
 
-# ---- authorities
-
-
-class Secure(NamedTuple):
-    """A pair of peers of which one speaks https, and how the agent gets to know its authority."""
-
-    registry: Registry
-    service: ToyService
-    peer: Peer
-    settings: dict[str, Any]
-
-
-@contextmanager
-def secured(side: str, variable: str, directory: Path, ca_file: Path) -> Iterator[Secure]:
-    """Run both peers, that of the side with a certificate whose authority the file holds."""
-    tls, issued = certificate(directory, "127.0.0.1")
-    replace(ca_file, Path(issued).read_text())
-    registry = Registry(ttl=4.0, tls=tls if side == "REGISTRY" else None)
-    service = ToyService(tls=tls if side == "SERVICE" else None)
-    settings: dict[str, Any] = {variable: ca_file, "HEARTBEAT_INTERVAL": 0.5}
-    if side == "SERVICE":
-        settings |= {"SERVICE_SCHEME": "https", "SERVICE_HEALTH_RETRIES": 100}
-    with registry, service:
-        yield Secure(registry, service, registry if side == "REGISTRY" else service, settings)
-
-
-SIDES = [("REGISTRY", "REGISTRY_CA_FILE"), ("SERVICE", "SERVICE_CA_FILE")]
-ALL_SIDES = [*SIDES, ("REGISTRY", "SSL_CERT_FILE"), ("SERVICE", "SSL_CERT_FILE")]
-
-
-@pytest.mark.parametrize(("side", "variable"), ALL_SIDES)
-def test_a_renewed_authority_is_believed_at_the_next_connection(
-    tmp_path: Path, side: str, variable: str
-) -> None:
-    ca_file = tmp_path / "ca.pem"
-    with (
-        secured(side, variable, tmp_path, ca_file) as place,
-        Sidecar(place.registry, place.service, **place.settings) as sidecar,
-    ):
-        sidecar.wait_for("Heartbeat accepted")
-        place.peer.stop()
-        tls, issued = certificate(tmp_path, "127.0.0.1")
-        replace(ca_file, Path(issued).read_text())
-        place.peer.certify(tls)
-        place.peer.start()
-        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 3)
-        assert not sidecar.count("certificate")
-
-
-@pytest.mark.parametrize(("side", "variable"), SIDES)
-def test_while_the_file_of_authorities_is_bad_those_of_before_count(
-    tmp_path: Path, side: str, variable: str
-) -> None:
-    ca_file = tmp_path / "ca.pem"
-    with (
-        secured(side, variable, tmp_path, ca_file) as place,
-        Sidecar(place.registry, place.service, **place.settings) as sidecar,
-    ):
-        sidecar.wait_for("Heartbeat accepted")
-        replace(ca_file, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-        for _ in range(2):  # so that the registry's connection is a new one each time
-            place.peer.stop()
-            place.peer.start()
-            accepted = sidecar.count("Heartbeat accepted")
-            sidecar.wait_for("Heartbeat accepted", times=accepted + 3)
-        assert sidecar.count(f" WARNING {variable}.* cannot be read") == 1
-        tls, issued = certificate(tmp_path, "127.0.0.1")
-        place.peer.stop()
-        replace(ca_file, Path(issued).read_text())
-        place.peer.certify(tls)
-        place.peer.start()
-        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 3)
-        assert not sidecar.count("certificate refused")
-
-
 # ---- SSL_CERT_FILE, which stands in where no CA file is set
 
 
-def test_ssl_cert_file_counts_on_the_side_that_has_no_file_of_its_own(tmp_path: Path) -> None:
-    places = [tmp_path / side for side in ("registry", "service")]
-    for place in places:
-        place.mkdir()
-    (registry_tls, registry_ca), (service_tls, service_ca) = (
-        certificate(place, "127.0.0.1") for place in places
-    )
-    settings = {"SERVICE_SCHEME": "https", "HEARTBEAT_INTERVAL": 0.5}
-    sides = (
-        {"REGISTRY_CA_FILE": registry_ca, "SSL_CERT_FILE": service_ca},
-        {"SERVICE_CA_FILE": service_ca, "SSL_CERT_FILE": registry_ca},
-    )
-    for files in sides:
-        with (
-            Registry(tls=registry_tls) as registry,
-            ToyService(tls=service_tls) as service,
-            Sidecar(registry, service, **settings, **files) as sidecar,
-        ):
-            sidecar.wait_for("Heartbeat accepted")
-            assert not sidecar.count("WARNING")
+class Side(NamedTuple):
+    """A certificate, its authority's file, and those that follow them."""
+
+    tls: tuple[str, str]
+    ca_file: str
+    new_tls: tuple[str, str]
+    new_ca_file: str
+
+
+def side(directory: Path) -> Side:
+    """Make the certificates of one side."""
+    for each in ("old", "new"):
+        (directory / each).mkdir(parents=True)
+    old, new = (certificate(directory / each, "127.0.0.1") for each in ("old", "new"))
+    return Side(*old, *new)
+
+
+@pytest.mark.parametrize("own", ["REGISTRY_CA_FILE", "SERVICE_CA_FILE"])
+def test_ssl_cert_file_counts_where_there_is_no_file_of_its_own_and_when_it_is_renewed(
+    tmp_path: Path, own: str
+) -> None:
+    sides = {name: side(tmp_path / name) for name in ("REGISTRY_CA_FILE", "SERVICE_CA_FILE")}
+    registry_side, service_side = sides.values()
+    (other,) = (each for name, each in sides.items() if name != own)
+    settings: dict[str, Any] = {
+        "SERVICE_SCHEME": "https",
+        "HEARTBEAT_INTERVAL": 0.5,
+        own: sides[own].ca_file,
+        "SSL_CERT_FILE": other.ca_file,
+    }
+    with (
+        Registry(tls=registry_side.tls, keep_alive=False) as registry,
+        ToyService(tls=service_side.tls) as service,
+        Sidecar(registry, service, **settings) as sidecar,
+    ):
+        sidecar.wait_for("Heartbeat accepted")
+        replace(Path(other.ca_file), Path(other.new_ca_file).read_text())
+        peer = service if other is service_side else registry
+        peer.certify(other.new_tls)
+        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 3)
+        assert not sidecar.count(" WARNING (REGISTRY_|SERVICE_|SSL_)")
 
 
 # ---- the token
@@ -262,32 +206,3 @@ def test_a_token_file_that_goes_bad_is_told_once_and_counts_again_when_it_is_bac
         assert sidecar.count(" WARNING REGISTRY_TOKEN_FILE.* cannot be read") == 2
         assert sidecar.stop()[0] == 0
         assert sidecar.count("Service deregistered") == 1
-
-
-# ---- the headers of a probe
-
-
-def test_headers_that_go_bad_are_told_once_and_count_again_when_they_are_back(
-    tmp_path: Path, registry: Registry, service: ToyService
-) -> None:
-    file = tmp_path / "headers"
-    file.write_text("X-Key: first-key")
-    settings: dict[str, Any] = {"HEARTBEAT_INTERVAL": 0.3, "SERVICE_HEALTH_HEADERS_FILE": file}
-    told = " WARNING SERVICE_HEALTH_HEADERS_FILE.* cannot be read"
-
-    def sends(key: str) -> None:
-        met = service.count("health")
-        wait_until(lambda: service.count("health") >= met + 3)
-        keys = {request.headers["X-Key"] for request in service.requests[met + 1 :]}
-        assert keys == {key}
-
-    with Sidecar(registry, service, **settings) as sidecar:
-        sidecar.wait_registered()
-        file.unlink()
-        sends("first-key")
-        assert sidecar.count(told) == 1
-        replace(file, "X-Key: second-key")
-        sends("second-key")
-        replace(file, "no header at all")
-        sends("second-key")
-        assert sidecar.count(told) == 2

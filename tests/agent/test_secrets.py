@@ -113,6 +113,12 @@ def test_a_registry_that_echoes_the_token_brings_it_into_no_log(kind: str) -> No
 SHORT = f"token {TOKEN[:12]}"  # the beginning of a body that ends inside the token
 
 
+def cut_off_at_once(exchange: Exchange) -> None:
+    """Send what is no HTTP, and ends inside the token."""
+    exchange.close_connection = True
+    exchange.raw(SHORT.encode())
+
+
 def cut_off(exchange: Exchange) -> None:
     """Promise more than is sent."""
     exchange.close_connection = True
@@ -120,6 +126,7 @@ def cut_off(exchange: Exchange) -> None:
 
 
 PARTS: dict[str, Fault] = {
+    "a line that is no HTTP": cut_off_at_once,
     "cut off": cut_off,
     "over 64 KB": reply(500, "x" * 65_000 + TOKEN * 100),
     # What is kept of it ends inside the token, and blanks before it count for nothing.
@@ -134,7 +141,7 @@ def test_a_body_that_is_not_whole_is_not_quoted(service: ToyService, kind: str) 
         with Sidecar(registry, service, **settings) as sidecar:
             sidecar.wait_for("Heartbeat accepted")
             meet(sidecar, registry, "heartbeat", PARTS[kind])
-            line = sidecar.wait_for("Heartbeat failed .*500")
+            line = sidecar.wait_for("Heartbeat failed .*(500|does not speak HTTP)")
             assert "xxx" not in line
             assert not leaks(TOKEN, sidecar.log + sidecar.heartbeat_file.read_text())
 
@@ -277,6 +284,9 @@ def test_url_credentials_go_to_the_registry_alone(service: ToyService, written: 
             meet(sidecar, registry, "heartbeat", "echo_token")
             shown = sidecar.heartbeat_file.read_text() + sidecar.health()[1]
             meet(sidecar, registry, "register", reply(500, {"detail": f"{written} {meant}"}))
+            moved = f"HTTP/1.1 307 Moved\r\nLocation: /{meant}/x\r\nContent-Length: 0\r\n\r\n"
+            meet(sidecar, registry, "heartbeat", raw(moved))
+            meet(sidecar, registry, "heartbeat", raw(f"{meant}\r\n\r\n"))
             meet(sidecar, registry, "deregister", "echo_token")
             assert {request.headers["Authorization"] for request in registry.requests} == {f"Basic {basic}"}
             assert not leaks(SECRET, sidecar.log + shown)

@@ -231,7 +231,7 @@ def odd_lines(lines: Iterable[str]) -> list[str]:
 
 
 # What no reader needs: a library's place, its constants, a capital made small.
-RUBBISH = re.compile(r"_ssl\.c|\[SSL|\[X509|Traceback|\b[a-z][A-Z]{2,}")
+RUBBISH = re.compile(r"_ssl\.c|\[SSL|\[X509|Traceback|\b[a-z][A-Z]{2,}|no reason given")
 CONSTANT = re.compile(r"\b[A-Z0-9]+(?:_[A-Z0-9]+)+\b")
 OURS = re.compile("(SERVICE|REGISTRY|VERTICE|HEARTBEAT|INITIAL|DEREGISTER|DRAIN|LOG|SSL)_[A-Z_]+")
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-import agent
 import pytest
+
+import agent
 
 
 @pytest.fixture(autouse=True)

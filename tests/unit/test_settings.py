@@ -72,7 +72,7 @@ def doubts(settings: Settings, **variables: str) -> list[str]:
 
 def changed(**values: object) -> Settings:
     """Return the default settings with some values changed."""
-    return Settings(read().values | {name.upper(): value for name, value in values.items()})
+    return Settings({**read().values, **{name.upper(): value for name, value in values.items()}})
 
 
 def problems_of(**variables: str) -> tuple[str, ...]:

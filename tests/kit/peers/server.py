@@ -79,10 +79,11 @@ class Peer:
 
     Arguments: host to listen on; port (0 takes a free one); idle_timeout in seconds after which the peer
     closes an idle connection (nginx 65, a bare replica 5, None never); keep_alive False closes after each
-    answer; tls is (certificate file, key file); verbose prints a line for each request.
+    answer; tls is (certificate file, key file); verbose prints a line for each request. The attribute
+    farewell says whether TLS is ended (close_notify) before a connection is: many servers do not.
     """
 
-    settings: tuple[str, ...] = ("idle_timeout", "keep_alive")  # what /_control may set
+    settings: tuple[str, ...] = ("idle_timeout", "keep_alive", "farewell")  # what /_control may set
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class Peer:
         self._going = threading.Event()  # clear while paused
         self._going.set()
         self._server: _Server | None = None
+        self.farewell = True
         self.tls = tls
         self._context: ssl.SSLContext | None = None
         if tls:
@@ -319,7 +321,7 @@ class _Server(socketserver.ThreadingTCPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        if isinstance(request, ssl.SSLSocket):
+        if isinstance(request, ssl.SSLSocket) and self.peer.farewell:
             with contextlib.suppress(OSError, ValueError):
                 request.settimeout(0)
                 request.unwrap()  # say good-bye, do not wait for the answer
