@@ -1515,8 +1515,7 @@ class NamedFile(Generic[T]):
         value: T,
     ) -> None:
         """Args: the setting; its file, or "" where none is named, and the value is all there is;
-        what reads the file; what in a value has to stay out of the log; the value before.
-        """
+        what reads the file; what in a value has to stay out of the log; the value before."""
         self.name, self.path, self.read, self.secrets = name, path, read, secrets
         self.value = value
         self.mark: object = ()  # of the file as it was when it was read

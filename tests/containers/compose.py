@@ -21,12 +21,7 @@ TEMPLATE = ROOT / "docker-compose.sidecar-template.yml"
 TEMPLATE_SERVICE = "registry-sidecar"
 TOOLS = {"v2": ("docker", "compose"), "v1": ("docker-compose",)}
 REGISTRY = "vertice-register-lb"  # the host in the default REGISTRY_URL
-HOST, NAME, PORT, SIDECAR = (
-    "vertice-osint",
-    "osint_service",
-    8049,
-    "vertice-osint-sidecar",
-)  # the header's example
+HOST, NAME, PORT, SIDECAR = "vertice-osint", "osint_service", 8049, "vertice-osint-sidecar"  # the header's example
 HEALTH_INTERVAL = "1s"  # the image's 30 s would make the tests slow
 HEALTH_OFTEN = f"healthcheck: {{interval: {HEALTH_INTERVAL}}}"
 SECONDS = 300.0  # for one command
@@ -54,9 +49,7 @@ def header() -> Header:
     lines = TEMPLATE.read_text().splitlines()
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
     groups = itertools.groupby(comment, key=lambda line: line.startswith("#      "))
-    return Header(
-        *(dedent(line[1:] for line in block) for is_example, block in groups if is_example)
-    )
+    return Header(*(dedent(line[1:] for line in block) for is_example, block in groups if is_example))
 
 
 def dedent(lines: Iterable[str]) -> str:
@@ -73,9 +66,7 @@ def unavailable(reason: str) -> NoReturn:
 def find_tool(which: str) -> Tool:
     """Return the command of compose "v1" or "v2"; skips the test where there is none (v2: see unavailable)."""
     try:
-        done = subprocess.run(
-            [*TOOLS[which], "version", "--short"], capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run([*TOOLS[which], "version", "--short"], capture_output=True, text=True, timeout=60)
         version = done.stdout.strip() if done.returncode == 0 else ""
     except FileNotFoundError:
         version = ""
@@ -86,14 +77,10 @@ def find_tool(which: str) -> Tool:
     return TOOLS[which]
 
 
-def run(
-    command: list[str], directory: Path, **variables: object
-) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], directory: Path, **variables: object) -> subprocess.CompletedProcess[str]:
     """Run a command with these variables and none of the tests' surroundings but what docker itself needs."""
     docker: dict[str, object] = {
-        name: value
-        for name, value in os.environ.items()
-        if name == "HOME" or name.startswith("DOCKER_")
+        name: value for name, value in os.environ.items() if name == "HOME" or name.startswith("DOCKER_")
     }
     return subprocess.run(
         command,
@@ -108,20 +95,9 @@ def run(
 
 def service(image: str, host: str = HOST, *arguments: str, healthcheck: bool = True) -> str:
     """Return the toy service for the `services` of a compose file. Arguments: the peer image; more for the service."""
-    command = [
-        "python",
-        "-m",
-        "kit.peers.service",
-        "--host",
-        "0.0.0.0",
-        "--port",
-        str(PORT),
-        *arguments,
-    ]
+    command = ["python", "-m", "kit.peers.service", "--host", "0.0.0.0", "--port", str(PORT), *arguments]
     test = ["CMD", "wget", "-qO-", f"http://127.0.0.1:{PORT}/health"]
-    health = (
-        f"    healthcheck: {{test: {test}, interval: 1s, retries: 60}}\n" if healthcheck else ""
-    )
+    health = f"    healthcheck: {{test: {test}, interval: 1s, retries: 60}}\n" if healthcheck else ""
     return f"""\
   {host}:
     image: {image}
@@ -189,9 +165,7 @@ class Project:
         """Return the project's containers by the names of their services."""
         mine: dict[str, Any] = {"label": f"com.docker.compose.project={self.name}"}
         found = self.lab.client.containers.list(all=True, filters=mine, ignore_removed=True)
-        nodes = [
-            Node(container, container.labels["com.docker.compose.service"]) for container in found
-        ]
+        nodes = [Node(container, container.labels["com.docker.compose.service"]) for container in found]
         return {node.alias: node for node in nodes}
 
 
@@ -200,22 +174,16 @@ def check_confinement(node: Node) -> None:
     host, config = (node.inspect()[part] for part in ("HostConfig", "Config"))
     assert node.container.image is not None
     own = node.container.image.attrs["Config"]["Healthcheck"]
-    assert config["Healthcheck"] == own | {
-        "Interval": SECOND
-    }  # HEALTH_INTERVAL, and the rest as it was
+    assert config["Healthcheck"] == own | {"Interval": SECOND}  # HEALTH_INTERVAL, and the rest as it was
     assert host["ReadonlyRootfs"] is True
     assert host["CapDrop"] == ["ALL"]
     assert host["Memory"] == 64 << 20
     assert host["NanoCpus"] == 10**8
-    assert {"Type": "tmpfs", "Target": "/tmp", "TmpfsOptions": {"SizeBytes": 1 << 20}} in host[
-        "Mounts"
-    ]
+    assert {"Type": "tmpfs", "Target": "/tmp", "TmpfsOptions": {"SizeBytes": 1 << 20}} in host["Mounts"]
     assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "3"}}
     status = process_status(node)
     assert status["Uid"].split() == ["1000"] * 4
-    assert {
-        int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-    } == {0}
+    assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
     code, said = node.execute("touch", "/app/file", user="0")
     assert code != 0
     assert "Read-only file system" in said

@@ -149,9 +149,7 @@ def has_buildx() -> bool:
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Let one process of this user at a time build or remove images: builders share their layers."""
-    with open(
-        Path(tempfile.gettempdir()) / f"registry-sidecar-images-{os.getuid()}.lock", "w"
-    ) as file:
+    with open(Path(tempfile.gettempdir()) / f"registry-sidecar-images-{os.getuid()}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -166,17 +164,10 @@ class Images:
     def __init__(self, client: docker.DockerClient, run: str) -> None:
         self.client, self.run = client, run
         self.tags: list[str] = []
-        self.stages: set[str] = (
-            set()
-        )  # ids; the classic builder keeps the builder stage, BuildKit does not
+        self.stages: set[str] = set()  # ids; the classic builder keeps the builder stage, BuildKit does not
 
     def build(
-        self,
-        name: str,
-        context: Path,
-        *options: str,
-        dockerfile: str | None = None,
-        buildkit: bool | None = None,
+        self, name: str, context: Path, *options: str, dockerfile: str | None = None, buildkit: bool | None = None
     ) -> str:
         """Build an image and return its tag, unique to this run. Raises BuildError.
 
@@ -184,16 +175,7 @@ class Images:
         the context's own; True or False insists on BuildKit or the classic builder.
         """
         tag = f"{RUN}-{name}:{self.run}"
-        command = [
-            "docker",
-            "build",
-            "--force-rm",
-            "--tag",
-            tag,
-            "--label",
-            f"{RUN}={self.run}",
-            *options,
-        ]
+        command = ["docker", "build", "--force-rm", "--tag", tag, "--label", f"{RUN}={self.run}", *options]
         command += [*([] if dockerfile is None else ["--file", "-"]), str(context)]
         choice = {} if buildkit is None else {"DOCKER_BUILDKIT": str(int(buildkit))}
         environment = os.environ | {"BUILDKIT_PROGRESS": "plain"} | choice
@@ -228,24 +210,18 @@ class Lab:
     Names on the network are `registry`, `service` and `sidecar` unless `alias` gives another.
     """
 
-    def __init__(
-        self, client: docker.DockerClient, run: str, sidecar_image: str, peer_image: str
-    ) -> None:
+    def __init__(self, client: docker.DockerClient, run: str, sidecar_image: str, peer_image: str) -> None:
         self.client, self.labels = client, {RUN: run}
         self.sidecar_image, self.peer_image = sidecar_image, peer_image
         self.nodes: list[Node] = []
         self.volumes: list[Volume] = []
 
     def __enter__(self) -> Self:
-        self.network = self.client.networks.create(
-            unique("net"), driver="bridge", labels=self.labels
-        )
+        self.network = self.client.networks.create(unique("net"), driver="bridge", labels=self.labels)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        print(
-            *(node.describe() for node in self.nodes), sep="\n"
-        )  # pytest shows it where the test has failed
+        print(*(node.describe() for node in self.nodes), sep="\n")  # pytest shows it where the test has failed
         for node in self.nodes:
             remove_container(node.container)
         for volume in self.volumes:
@@ -257,9 +233,7 @@ class Lab:
         volume = self.client.volumes.create(unique("files"), labels=self.labels)
         self.volumes.append(volume)
         mounted = {volume.name: {"bind": "/files", "mode": "rw"}}
-        container = self.client.containers.create(
-            self.peer_image, volumes=mounted, labels=self.labels
-        )
+        container = self.client.containers.create(self.peer_image, volumes=mounted, labels=self.labels)
         container.put_archive("/files", packed(files))
         container.remove()
         return str(volume.name)
@@ -280,12 +254,7 @@ class Lab:
         return node
 
     def registry(
-        self,
-        *arguments: str,
-        alias: str = "registry",
-        ttl: float = TTL,
-        port: int = 8888,
-        **options: Any,
+        self, *arguments: str, alias: str = "registry", ttl: float = TTL, port: int = 8888, **options: Any
     ) -> PeerNode:
         """Start the embedded registry, with its own arguments, and wait until it answers."""
         command = ["-m", "kit.peers.registry", "--ttl", str(ttl), *arguments]
@@ -295,20 +264,14 @@ class Lab:
         """Start the toy service on port 8080, with its own arguments, and wait until it answers."""
         return self._peer(["-m", "kit.peers.service", *arguments], alias, 8080, options)
 
-    def _peer(
-        self, command: list[str], alias: str, port: int, options: Mapping[str, Any]
-    ) -> PeerNode:
+    def _peer(self, command: list[str], alias: str, port: int, options: Mapping[str, Any]) -> PeerNode:
         where = ["--host", "0.0.0.0", "--port", str(port), "--verbose"]
         control = port + 1 if "--tls" in command else port
-        node = PeerNode(
-            self.run(self.peer_image, ["python", *command, *where], alias, **options), control
-        )
+        node = PeerNode(self.run(self.peer_image, ["python", *command, *where], alias, **options), control)
         node.wait_for("listening on")
         return node
 
-    def sidecar(
-        self, options: Mapping[str, Any] | None = None, alias: str = "sidecar", **settings: Any
-    ) -> Node:
+    def sidecar(self, options: Mapping[str, Any] | None = None, alias: str = "sidecar", **settings: Any) -> Node:
         """Start a sidecar as hardened as in the template, with a health check every second.
 
         Arguments: its settings, which by default point to `service` and `registry` and have the interval
@@ -322,12 +285,7 @@ class Lab:
             "HEARTBEAT_INTERVAL": INTERVAL,
         }
         environment = {name: str(value) for name, value in (defaults | settings).items()}
-        health = {
-            "interval": SECOND,
-            "timeout": 5 * SECOND,
-            "retries": 3,
-            "start_period": 5 * SECOND,
-        }
+        health = {"interval": SECOND, "timeout": 5 * SECOND, "retries": 3, "start_period": 5 * SECOND}
         usual = {**HARDENED, "environment": environment, "healthcheck": health}
         usual |= {"image": self.sidecar_image, "command": None}
         return self.run(alias=alias, **(usual | dict(options or {})))
@@ -388,11 +346,7 @@ class Node:
 
     def wait_for(self, pattern: str, times: int = 1, timeout: float = WAIT) -> None:
         """Wait until so many lines of the log match. Raises AssertionError."""
-        wait_until(
-            lambda: self.count(pattern) >= times,
-            timeout,
-            f"{times} lines {pattern!r} of {self.alias}",
-        )
+        wait_until(lambda: self.count(pattern) >= times, timeout, f"{times} lines {pattern!r} of {self.alias}")
 
     def wait_health(self, verdict: str, sentence: str, timeout: float = WAIT) -> None:
         """Wait until `docker inspect` shows this verdict and a sentence that matches. Raises AssertionError."""

@@ -49,17 +49,7 @@ class OwnEngine:
         alone = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [
-                    "setpriv",
-                    "--pdeathsig",
-                    "KILL",
-                    *alone,
-                    "sh",
-                    "-c",
-                    START,
-                    "sh",
-                    str(self.directory),
-                ],
+                ["setpriv", "--pdeathsig", "KILL", *alone, "sh", "-c", START, "sh", str(self.directory)],
                 env=os.environ | {"PATH": PATH},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -19,7 +19,6 @@ class Reader:
         directory: where the commands are typed in.
         replacements: what of the text is called otherwise here, such as an image's name.
         variables: environment variables beside those of the tests.
-
     """
 
     def __init__(

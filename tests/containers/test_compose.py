@@ -69,9 +69,7 @@ def config(tool: Tool, directory: Path, **variables: object) -> dict[str, Any]:
 
 
 @of_both_generations
-def test_with_two_names_set_it_is_valid_and_its_defaults_are_the_agents_own(
-    tool: Tool, tmp_path: Path
-) -> None:
+def test_with_two_names_set_it_is_valid_and_its_defaults_are_the_agents_own(tool: Tool, tmp_path: Path) -> None:
     environment = config(tool, tmp_path, **TWO_NAMES)["environment"]
     assert read_settings(environment).values == read_settings(TWO_NAMES).values
 
@@ -83,9 +81,7 @@ def test_it_passes_every_setting_on(tool: Tool, tmp_path: Path) -> None:
 
 
 @of_both_generations
-def test_limits_image_log_sizes_and_periods_come_from_the_environment(
-    tool: Tool, tmp_path: Path
-) -> None:
+def test_limits_image_log_sizes_and_periods_come_from_the_environment(tool: Tool, tmp_path: Path) -> None:
     values = {
         "SIDECAR_IMAGE": "some/image:1",
         "SIDECAR_CPUS": "0.25",
@@ -106,9 +102,7 @@ def test_limits_image_log_sizes_and_periods_come_from_the_environment(
 
 
 @pytest.mark.parametrize("missing", MESSAGES)
-def test_without_a_name_it_stops_and_says_what_to_set(
-    tool: Tool, tmp_path: Path, missing: str
-) -> None:
+def test_without_a_name_it_stops_and_says_what_to_set(tool: Tool, tmp_path: Path, missing: str) -> None:
     rest = {name: value for name, value in TWO_NAMES.items() if name != missing}
     done = run([*tool, "-f", str(TEMPLATE), "config"], tmp_path, **rest)
     assert done.returncode != 0
@@ -142,9 +136,7 @@ def extended(tool: Tool, lab: Lab, directory: Path, more: str = "") -> Project:
     """Way 3: four lines in the project's file, of which the last may be replaced."""
     example = header()
     *lines, depends_on = example.extends.splitlines()
-    sidecar = textwrap.indent(
-        "\n".join([*lines, f"  {more}" if more.strip() else depends_on]) + "\n", "  "
-    )
+    sidecar = textwrap.indent("\n".join([*lines, f"  {more}" if more.strip() else depends_on]) + "\n", "  ")
     files = {
         "docker-compose.yml": "services:\n" + service(lab.peer_image) + sidecar + example.networks,
         "docker-compose.override.yml": override(str(lab.network.name), SIDECAR),
@@ -194,9 +186,7 @@ def test_with_depends_on_it_starts_when_the_service_is_healthy(
     project = ways[way](tool, lab, tmp_path, header().depends_on)
     file = tmp_path / "docker-compose.yml"
     not_ready = 3  # seconds
-    file.write_text(
-        file.read_text().replace(f"'{PORT}'", f"'{PORT}', '--not-ready-for', '{not_ready}'")
-    )
+    file.write_text(file.read_text().replace(f"'{PORT}'", f"'{PORT}', '--not-ready-for', '{not_ready}'"))
     with project:
         project.run("up", "-d")
         registry.wait_record(NAME)
@@ -220,9 +210,7 @@ def test_twenty_services_each_with_its_sidecar_by_extends(
     numbers = [f"{number:02}" for number in range(1, MANY + 1)]
     pairs = "".join(
         service(lab.peer_image, f"{HOST}-{number}", healthcheck=False)
-        + textwrap.indent(example.extends, "  ")
-        .replace(HOST, f"{HOST}-{number}")
-        .replace(NAME, f"{NAME}_{number}")
+        + textwrap.indent(example.extends, "  ").replace(HOST, f"{HOST}-{number}").replace(NAME, f"{NAME}_{number}")
         for number in numbers
     )
     sidecars = [f"{HOST}-{number}-sidecar" for number in numbers]
@@ -236,9 +224,7 @@ def test_twenty_services_each_with_its_sidecar_by_extends(
         expected = {f"{NAME}_{number}": f"http://{HOST}-{number}:{PORT}" for number in numbers}
 
         def endpoints() -> dict[str, str]:
-            return {
-                name: record["endpoint"] for name, record in registry.control()["records"].items()
-            }
+            return {name: record["endpoint"] for name, record in registry.control()["records"].items()}
 
         wait_until(lambda: endpoints() == expected, 120, "all services in the registry")
         nodes = project.nodes()

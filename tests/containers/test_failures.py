@@ -81,11 +81,7 @@ def assert_registered(registry: PeerNode, sidecar: Node, version: str = "1.0.0")
     assert record["metadata"] == {"version": version, "status": "healthy"}
     sidecar.wait_health("healthy", "^registered, last heartbeat")
     seen = record["last_heartbeat"]
-    wait_until(
-        lambda: (registry.record() or {}).get("last_heartbeat", seen) > seen,
-        SLACK,
-        "another heartbeat",
-    )
+    wait_until(lambda: (registry.record() or {}).get("last_heartbeat", seen) > seen, SLACK, "another heartbeat")
 
 
 # ---------------------------------------------------------------------------- the registry
@@ -93,9 +89,7 @@ def assert_registered(registry: PeerNode, sidecar: Node, version: str = "1.0.0")
 
 def test_registry_absent_at_the_start(lab: Lab) -> None:
     _service, sidecar = lab.service(), lab.sidecar(TIGHT)
-    sidecar.wait_health(
-        "healthy", r"^registry unreachable for \d+ s \(attempt [2-9]\): name look-up failed"
-    )
+    sidecar.wait_health("healthy", r"^registry unreachable for \d+ s \(attempt [2-9]\): name look-up failed")
     registry = lab.registry()
     assert_registered(registry, sidecar)
     assert_calm(sidecar)
@@ -178,11 +172,7 @@ def test_sidecar_killed(lab: Lab) -> None:
     # nor a process inside (where PID 1 is immune) would do.
     killer = ["python", "-c", f"import os; os.kill({sidecar.state['Pid']}, 9)"]
     lab.run(lab.peer_image, killer, "killer", pid_mode="host")
-    wait_until(
-        lambda: (registry.record() or {}).get("registered_at", first) > first,
-        SLACK,
-        "a new registration",
-    )
+    wait_until(lambda: (registry.record() or {}).get("registered_at", first) > first, SLACK, "a new registration")
     assert sidecar.restarts == 1
     assert sidecar.count("Registry sidecar starts") == 2
     assert_registered(registry, sidecar)
@@ -193,12 +183,8 @@ def test_dead_dns(lab: Lab) -> None:
     dns = lab.run(lab.peer_image, ["python", "-c", SILENT_DNS], "dns")
     lab.service()
     # The engine answers for containers' names by itself, and asks this DNS for all others.
-    sidecar = lab.sidecar(
-        {**TIGHT, "dns": [dns.address]}, REGISTRY_URL="http://registry.example:8888"
-    )
-    sidecar.wait_health(
-        "healthy", r"^registry unreachable for \d+ s \(attempt [2-9]\): no answer within 1 s"
-    )
+    sidecar = lab.sidecar({**TIGHT, "dns": [dns.address]}, REGISTRY_URL="http://registry.example:8888")
+    sidecar.wait_health("healthy", r"^registry unreachable for \d+ s \(attempt [2-9]\): no answer within 1 s")
     assert_calm(sidecar)
     assert sidecar.stop() == 0
 
@@ -208,11 +194,7 @@ def test_dead_dns(lab: Lab) -> None:
 def test_in_the_network_of_a_service_that_restarts(lab: Lab) -> None:
     """Two minutes after, the sidecar ends, and its restart policy brings it into the service's new network."""
     registry, service = lab.registry(ttl=60), lab.service()
-    shared = {
-        "network": None,
-        "networking_config": None,
-        "network_mode": f"container:{service.container.id}",
-    }
+    shared = {"network": None, "networking_config": None, "network_mode": f"container:{service.container.id}"}
     sidecar = lab.sidecar(TIGHT | shared, HEARTBEAT_INTERVAL=30)
     first = registry.wait_record()["registered_at"]
     service.container.restart(timeout=1)

@@ -41,8 +41,7 @@ while True:
 
 def project(lab: Lab, directory: Path, depends_on: bool, drain: float) -> Project:
     """Return a service and its sidecar."""
-    sidecar = (
-        f"""\
+    sidecar = f"""\
   {SIDECAR}:
     image: {lab.sidecar_image}
     environment:
@@ -52,17 +51,13 @@ def project(lab: Lab, directory: Path, depends_on: bool, drain: float) -> Projec
       REGISTRY_URL: http://{REGISTRY}:8888
       DRAIN_SECONDS: {drain}
     networks: [maximus-network]
-"""
-        + f"    depends_on: [{HOST}]\n" * depends_on
-    )
+""" + f"    depends_on: [{HOST}]\n" * depends_on
     networks = f"networks:\n  maximus-network: {{external: true, name: {lab.network.name}}}\n"
     text = "services:\n" + service(lab.peer_image, healthcheck=False) + sidecar + networks
     return Project(find_tool("v2"), lab, directory, {"docker-compose.yml": text})
 
 
-def failed_calls(
-    lab: Lab, directory: Path, depends_on: bool, drain: float, poll: float = POLL
-) -> tuple[int, Node]:
+def failed_calls(lab: Lab, directory: Path, depends_on: bool, drain: float, poll: float = POLL) -> tuple[int, Node]:
     """Return how many calls failed while Compose stopped both, and the caller."""
     registry: PeerNode = lab.registry(alias=REGISTRY, ttl=60)
     with project(lab, directory, depends_on, drain) as both:
@@ -81,9 +76,7 @@ def failed_calls(
 def test_with_depends_on_and_a_drain_not_one_call_fails(lab: Lab, tmp_path: Path) -> None:
     failed, caller = failed_calls(lab, tmp_path, depends_on=True, drain=3)
     assert failed == 0
-    (calls, *_) = map(
-        int, re.findall(r"after (\d+) calls", caller.log)
-    )  # it noticed that the record was gone
+    (calls, *_) = map(int, re.findall(r"after (\d+) calls", caller.log))  # it noticed that the record was gone
     assert calls > 10
 
 

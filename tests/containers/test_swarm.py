@@ -76,9 +76,7 @@ class SwarmLab(Lab):
 
     def __enter__(self) -> Self:
         name = unique("overlay")
-        self.network = self.client.networks.create(
-            name, driver="overlay", attachable=True, labels=self.labels
-        )
+        self.network = self.client.networks.create(name, driver="overlay", attachable=True, labels=self.labels)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -131,9 +129,7 @@ class Stack:
             print(*(node.describe() for node in self.nodes()), sep="\n")
             print(*self.tasks(), sep="\n")
         self.run("rm", self.name)
-        wait_until(
-            lambda: not self.services() and not self.nodes(all=True), PATIENCE, "the stack gone"
-        )
+        wait_until(lambda: not self.services() and not self.nodes(all=True), PATIENCE, "the stack gone")
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `docker stack` command."""
@@ -154,11 +150,7 @@ class Stack:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def services(self) -> list[Service]:
-        return list(
-            self.lab.client.services.list(
-                filters={"label": f"com.docker.stack.namespace={self.name}"}
-            )
-        )
+        return list(self.lab.client.services.list(filters={"label": f"com.docker.stack.namespace={self.name}"}))
 
     def service(self, name: str = TEMPLATE_SERVICE) -> Service:
         """Return one of the stack's services, as it is now."""
@@ -240,9 +232,7 @@ def test_after_a_rolling_update_the_service_is_registered(
         assert record["metadata"]["release"] == "2"
         taken_away = registry.count(f"deregister {NAME} -> 200")
         lost = registry.count(f"heartbeat {NAME} -> 404")
-        if (
-            deregister == "false"
-        ):  # the record was never absent: nobody took it away, and the TTL is long
+        if deregister == "false":  # the record was never absent: nobody took it away, and the TTL is long
             assert (taken_away, lost) == (0, 0)
         else:
             assert taken_away <= 1

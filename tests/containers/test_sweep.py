@@ -35,9 +35,7 @@ def test_messy(client, run, lab, image):
     [("pass", 0), ("raise AssertionError", 1), ("os.kill(os.getpid(), signal.SIGINT)", 2)],
     ids=["passes", "fails", "is interrupted"],
 )
-def test_the_sweep_leaves_nothing(
-    client: docker.DockerClient, tmp_path: Path, ending: str, code: int
-) -> None:
+def test_the_sweep_leaves_nothing(client: docker.DockerClient, tmp_path: Path, ending: str, code: int) -> None:
     """Arguments: what the mini-test does at its end, and the exit code of its pytest."""
     (tmp_path / "test_messy.py").write_text(MESSY_TEST.replace("ENDING", ending))
     done = subprocess.run(
@@ -45,11 +43,7 @@ def test_the_sweep_leaves_nothing(
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == code, done.stdout
-    (run,) = [
-        line.split()[-1]
-        for line in done.stdout.splitlines()
-        if "run " in line and line.split()[-2] == "run"
-    ]
+    (run,) = [line.split()[-1] for line in done.stdout.splitlines() if "run " in line and line.split()[-2] == "run"]
     label = f"{RUN}={run}"
     assert client.containers.list(all=True, filters={"label": label}, ignore_removed=True) == []
     assert client.networks.list(filters={"label": label}) == []

@@ -26,12 +26,7 @@ from kit.simulated import simulated_agent
 OVERSHOOT = 1e-4  # seconds that a sleep takes too long, as every real one does
 TTL = agent.REGISTRY_TTL
 SETTINGS = agent.read_settings(
-    {
-        "SERVICE_NAME": "service",
-        "SERVICE_HOST": "localhost",
-        "SERVICE_HEALTH_CHECK": "none",
-        "LOG_LEVEL": "CRITICAL",
-    }
+    {"SERVICE_NAME": "service", "SERVICE_HOST": "localhost", "SERVICE_HEALTH_CHECK": "none", "LOG_LEVEL": "CRITICAL"}
 )
 REFUSED = agent.Answer(failure=ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
 LATE = agent.Answer(failure=agent.LateError())
@@ -159,11 +154,7 @@ class Registry:
 
     def end(self) -> None:
         """Count the records that are absent to the end."""
-        self.absences.extend(
-            self.world.now - expires
-            for expires in self.expires.values()
-            if expires < self.world.now
-        )
+        self.absences.extend(self.world.now - expires for expires in self.expires.values() if expires < self.world.now)
 
 
 def start_sidecar(world: World, registry: Registry, number: int, uniform: agent.Uniform) -> None:

@@ -19,16 +19,9 @@ import requests
 from kit.peers.server import Peer
 from kit.sidecar import NAME, wait_until
 
-MASTER = (
-    "6f1c3b1e-0000-4000-8000-5a5a5a5a5a5a"  # the token that may do anything, where there are ACLs
-)
+MASTER = "6f1c3b1e-0000-4000-8000-5a5a5a5a5a5a"  # the token that may do anything, where there are ACLs
 # A leader is missed and chosen, and a dead agent noticed, in seconds rather than in half a minute.
-QUICK = {
-    "probe_interval": "200ms",
-    "probe_timeout": "100ms",
-    "gossip_interval": "50ms",
-    "suspicion_mult": 2,
-}
+QUICK = {"probe_interval": "200ms", "probe_timeout": "100ms", "gossip_interval": "50ms", "suspicion_mult": 2}
 
 
 def find_consul() -> str:
@@ -48,26 +41,13 @@ class ConsulAgent:
     agent; acl, deny what no token allows. `friends` are the addresses that it joins.
     """
 
-    def __init__(
-        self, directory: Path, number: int = 1, servers: int = 1, acl: bool = False
-    ) -> None:
-        self.program, self.directory, self.servers = (
-            find_consul(),
-            directory / f"agent{number}",
-            servers,
-        )
+    def __init__(self, directory: Path, number: int = 1, servers: int = 1, acl: bool = False) -> None:
+        self.program, self.directory, self.servers = find_consul(), directory / f"agent{number}", servers
         self.port, self.dns, self.serf, rpc = (Peer().port for _ in range(4))
         self.friends: list[str] = []
         self.headers = {"X-Consul-Token": MASTER} if acl else {}
         self.process: subprocess.Popen[bytes] | None = None
-        ports = {
-            "http": self.port,
-            "dns": self.dns,
-            "serf_lan": self.serf,
-            "serf_wan": -1,
-            "server": rpc,
-            "grpc": -1,
-        }
+        ports = {"http": self.port, "dns": self.dns, "serf_lan": self.serf, "serf_wan": -1, "server": rpc, "grpc": -1}
         self.configuration: dict[str, Any] = {
             "node_name": f"agent{number}",
             "data_dir": str(self.directory),
@@ -84,11 +64,7 @@ class ConsulAgent:
             self.configuration |= {"bootstrap_expect": servers}
         if acl:
             tokens = {"master": MASTER, "agent": MASTER}
-            self.configuration["acl"] = {
-                "enabled": True,
-                "default_policy": "deny",
-                "tokens": tokens,
-            }
+            self.configuration["acl"] = {"enabled": True, "default_policy": "deny", "tokens": tokens}
 
     @property
     def url(self) -> str:
@@ -104,9 +80,7 @@ class ConsulAgent:
         file.write_text(json.dumps(self.configuration | {"retry_join": self.friends}))
         with self.directory.with_suffix(".log").open("ab") as log:
             command = [self.program, "agent", f"-config-file={file}"]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         return self
 
     def kill(self) -> None:
@@ -139,11 +113,7 @@ class ConsulAgent:
     def wait_leader(self) -> None:
         """Wait until this agent can read the catalog, and its own node stands there."""
         node = self.configuration["node_name"]
-        wait_until(
-            lambda: (self.get(f"/v1/health/node/{node}") or [{}])[0].get("Status") == "passing",
-            60,
-            every=0.1,
-        )
+        wait_until(lambda: (self.get(f"/v1/health/node/{node}") or [{}])[0].get("Status") == "passing", 60, every=0.1)
 
     def passing(self, name: str = NAME) -> list[dict[str, Any]]:
         """Return the records that those who look for the service get, sorted by ID."""
@@ -153,18 +123,11 @@ class ConsulAgent:
     def known(self, name: str = NAME) -> list[str]:
         """Return the status of every record of the name, passing or not."""
         found = self.get(f"/v1/health/service/{name}") or []
-        return [
-            c["Status"]
-            for each in found
-            for c in each["Checks"]
-            if c["CheckID"].startswith("service:")
-        ]
+        return [c["Status"] for each in found for c in each["Checks"] if c["CheckID"].startswith("service:")]
 
     def wait_passing(self, number: int = 1, timeout: float = 30.0) -> list[dict[str, Any]]:
         """Wait until so many records pass, none included; return them."""
-        wait_until(
-            lambda: len(self.passing()) == number, timeout, f"{number} records passing", every=0.05
-        )
+        wait_until(lambda: len(self.passing()) == number, timeout, f"{number} records passing", every=0.05)
         return self.passing()
 
     def forget(self, record: str) -> None:
@@ -175,15 +138,10 @@ class ConsulAgent:
 @contextlib.contextmanager
 def cluster(directory: Path) -> Iterator[tuple[list[ConsulAgent], ConsulAgent]]:
     """Yield three servers and a client agent, all started."""
-    agents = [
-        ConsulAgent(directory, number, servers)
-        for number, servers in ((1, 3), (2, 3), (3, 3), (4, 0))
-    ]
+    agents = [ConsulAgent(directory, number, servers) for number, servers in ((1, 3), (2, 3), (3, 3), (4, 0))]
     try:
         for each in agents:
-            each.friends = [
-                f"127.0.0.1:{other.serf}" for other in agents if other is not each and other.servers
-            ]
+            each.friends = [f"127.0.0.1:{other.serf}" for other in agents if other is not each and other.servers]
             each.start()
         agents[3].wait_leader()
         yield agents[:3], agents[3]

@@ -38,9 +38,7 @@ def table(name: str, heading: str, number: int = 1) -> list[list[str]]:
     section = re.split(rf"^#+ {re.escape(heading)}$", read(name), flags=re.MULTILINE)[1]
     section = re.split(r"^#+ ", section, flags=re.MULTILINE)[0]
     lines = re.findall(r"(?:^\|.*\n?)+", section, re.MULTILINE)[number - 1].splitlines()
-    return [
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines[2:]
-    ]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines[2:]]
 
 
 def code(cell: str) -> list[str]:
@@ -53,9 +51,7 @@ def shape(line: str) -> str:
     line = re.sub(r"^\S+Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) ", "", line)
     line = re.sub(r"http://[^\s;:\"]+(:\d+)?", "URL", line)
     line = re.sub(r"\d{4}-\d\d-\d\dT[\d:.+]+|(?<=ttl_remaining\": )[\d.]+", "TIME", line)
-    return re.sub(
-        r"\d+(\.\d+)? (?=s\b)|(?<=attempt )\d+|(?<=failures: )\d+|(?<=answered )\d+", "N ", line
-    )
+    return re.sub(r"\d+(\.\d+)? (?=s\b)|(?<=attempt )\d+|(?<=failures: )\d+|(?<=answered )\d+", "N ", line)
 
 
 def occurs(quoted: str, lines: list[str]) -> bool:

@@ -31,16 +31,12 @@ T = TypeVar("T")
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
     """Return the settings as an environment without any variable of the tests' own surroundings but coverage's."""
-    kept = {
-        name: value for name, value in os.environ.items() if name.startswith(("COVERAGE", "COV_"))
-    }
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE", "COV_"))}
     kept["PATH"] = os.environ.get("PATH", "/usr/bin:/bin")
     return kept | {name: str(value) for name, value in settings.items()}
 
 
-def wait_until(
-    what: Callable[[], T], timeout: float = 15.0, why: str = "", every: float = 0.01
-) -> T:
+def wait_until(what: Callable[[], T], timeout: float = 15.0, why: str = "", every: float = 0.01) -> T:
     """Return what(), asked every so many seconds, once it is true. Raises AssertionError after timeout seconds."""
     end = time.monotonic() + timeout
     while not (result := what()):
@@ -56,9 +52,7 @@ class Sidecar:
     their names. The interval is 2 s unless set otherwise.
     """
 
-    def __init__(
-        self, registry: Peer | None = None, service: Peer | None = None, **settings: object
-    ) -> None:
+    def __init__(self, registry: Peer | None = None, service: Peer | None = None, **settings: object) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="sidecar-")
         defaults: dict[str, object] = {
             "SERVICE_NAME": NAME,
@@ -141,11 +135,7 @@ class Sidecar:
 
     def wait_for(self, pattern: str, times: int = 1, timeout: float = 15.0) -> str:
         """Wait until so many lines match; return the last of them. Raises AssertionError."""
-        wait_until(
-            lambda: self.count(pattern) >= times,
-            timeout,
-            f"{times} lines with {pattern!r} in:\n{self.log}",
-        )
+        wait_until(lambda: self.count(pattern) >= times, timeout, f"{times} lines with {pattern!r} in:\n{self.log}")
         return [line for line in self.lines if re.search(pattern, line)][times - 1]
 
     def wait_registered(self, times: int = 1, timeout: float = 15.0) -> None:
@@ -182,9 +172,7 @@ class Sidecar:
         )
         return done.returncode, done.stdout + done.stderr
 
-    def wait_health(
-        self, pattern: str, code: int = 0, *arguments: str, timeout: float = 15.0
-    ) -> str:
+    def wait_health(self, pattern: str, code: int = 0, *arguments: str, timeout: float = 15.0) -> str:
         """Wait until the health check says so with that exit code; return its line."""
         said: list[Any] = []
 

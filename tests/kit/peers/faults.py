@@ -184,10 +184,7 @@ def drip_body(exchange: Exchange, pause: float = 1.0, status: str = "200 OK") ->
 
 @fault
 def status(
-    exchange: Exchange,
-    code: int = 500,
-    body: object = None,
-    headers: Mapping[str, str] | None = None,
+    exchange: Exchange, code: int = 500, body: object = None, headers: Mapping[str, str] | None = None
 ) -> None:
     """A well-formed answer with this status; body as in Answer, by default a JSON detail."""
     moved = {"Location": "/elsewhere"} if code in (301, 302, 307, 308) else {}
@@ -200,9 +197,7 @@ for _code in STATUSES:
 
 
 @fault
-def redirect(
-    exchange: Exchange, url: str = "http://127.0.0.1:9/elsewhere", code: int = 307
-) -> None:
+def redirect(exchange: Exchange, url: str = "http://127.0.0.1:9/elsewhere", code: int = 307) -> None:
     """A redirect to this URL."""
     exchange.reply(code, None, {"Location": url})
 
@@ -318,9 +313,7 @@ FAULTS |= {name: raw(data) for name, data in SENT.items()}
 @fault
 def many_headers(exchange: Exchange, number: int = 10_000) -> None:
     """A good answer with so many headers."""
-    _send(
-        exchange, _head(*(f"X-Header-{n}: {n}" for n in range(number)), "Content-Length: 2") + b"{}"
-    )
+    _send(exchange, _head(*(f"X-Header-{n}: {n}" for n in range(number)), "Content-Length: 2") + b"{}")
 
 
 # Without an end: each as fast as the client reads, and byte by byte.
@@ -416,9 +409,7 @@ def gzip_bomb(exchange: Exchange, megabytes: int = 128, chunked: bool = False) -
         framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(packed), packed)
         _send(exchange, _head("Content-Encoding: gzip", "Transfer-Encoding: chunked") + framed)
     else:
-        exchange.reply(
-            200, packed, {"Content-Encoding": "gzip", "Content-Type": "application/json"}
-        )
+        exchange.reply(200, packed, {"Content-Encoding": "gzip", "Content-Type": "application/json"})
 
 
 @fault

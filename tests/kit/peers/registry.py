@@ -237,20 +237,12 @@ class Registry(Peer):
             return answer
 
     def _register(self, request: Request) -> Answer:
-        refused = (
-            self._invalid(request)
-            or self._limited(request.address, "register")
-            or self._token(request)
-        )
+        refused = self._invalid(request) or self._limited(request.address, "register") or self._token(request)
         if refused or (refused := self._store_down("register")):
             return refused
-        name, endpoint, health_endpoint, metadata = (
-            request.json()[key] for key in FIELDS["register"]
-        )
+        name, endpoint, health_endpoint, metadata = (request.json()[key] for key in FIELDS["register"])
         now = time.time()
-        record = _Record(
-            name, endpoint, health_endpoint, metadata, now, now, self.clock() + self.ttl
-        )
+        record = _Record(name, endpoint, health_endpoint, metadata, now, now, self.clock() + self.ttl)
         (self._records if self.store == "up" else self._memory)[name] = record
         self._own.add(name)
         message = "Service registered successfully"
@@ -299,20 +291,14 @@ class Registry(Peer):
             return refused
         name = str(_name_in(request))
         record = self._shown(self._live(name) if self.store == "up" else self._memory.get(name))
-        return (
-            Answer(200, record)
-            if record
-            else Answer(404, {"detail": f"Service '{name}' not found"})
-        )
+        return Answer(200, record) if record else Answer(404, {"detail": f"Service '{name}' not found"})
 
     def _health(self, _request: Request) -> Answer:
         status = "healthy" if self.store == "up" else "degraded"
         state = self.store.upper() if self.store in ("open", "half_open") else "CLOSED"
         redis = {"status": status, "circuit_breaker": {"state": state}}
         active = self._active_services()
-        return Answer(
-            200, {"status": status, "components": {"redis": redis}, "active_services": active}
-        )
+        return Answer(200, {"status": status, "components": {"redis": redis}, "active_services": active})
 
     def _metrics(self, _request: Request) -> Answer:
         lines = [
@@ -367,9 +353,7 @@ class Registry(Peer):
             elif field != "metadata":
                 problems += _unless_text(value, field)
             elif not isinstance(value, dict):
-                problems.append(
-                    _problem("dict_type", "Input should be a valid dictionary", value, field)
-                )
+                problems.append(_problem("dict_type", "Input should be a valid dictionary", value, field))
             else:
                 for key in value:
                     problems += _unless_text(value[key], field, key)
@@ -447,9 +431,7 @@ def _nginx(status: int, delay: float = 0.0) -> Answer:
 def main() -> int:
     """Run the registry of the command line until SIGTERM or SIGINT."""
     parser = arguments("The embedded registry, for the demo and for tests.", 8888)
-    parser.add_argument(
-        "--ttl", type=float, default=60.0, help="life of a record in seconds (%(default)s)"
-    )
+    parser.add_argument("--ttl", type=float, default=60.0, help="life of a record in seconds (%(default)s)")
     return run(Registry(**vars(parser.parse_args())), "registry")
 
 

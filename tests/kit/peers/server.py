@@ -313,9 +313,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
         if self.context:  # the handshake comes with the first read, in the connection's own thread
-            connection = self.context.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
+            connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -337,9 +335,7 @@ class _Server(socketserver.ThreadingTCPServer):
         self.server_close()
         for connection in list(self.open):
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(
-                    connection, socket.SHUT_RDWR
-                )  # below TLS, which may be in use
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # below TLS, which may be in use
         end = time.monotonic() + 1.0
         while self.open and time.monotonic() < end:
             time.sleep(0.002)
@@ -395,16 +391,9 @@ class Exchange(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer any request: sanely, with the fault that is due, or as the control endpoint."""
-        peer, target = (
-            self.server.peer,
-            self.requestline.split()[1],
-        )  # self.path has no leading // any more
+        peer, target = self.server.peer, self.requestline.split()[1]  # self.path has no leading // any more
         length = self.headers.get("Content-Length", "0")
-        if (
-            not length.isdecimal()
-            or int(length) > BODY_LIMIT
-            or "Transfer-Encoding" in self.headers
-        ):
+        if not length.isdecimal() or int(length) > BODY_LIMIT or "Transfer-Encoding" in self.headers:
             self.close_connection = True
             self.reply(400, {"detail": "body too large or of unknown length"})
             return
@@ -426,9 +415,7 @@ class Exchange(BaseHTTPRequestHandler):
         if fault is None:
             self.sane()
         else:
-            peer.say(
-                f"{operation} {peer.label(self.asked)} -> fault {getattr(fault, '__name__', fault)}"
-            )
+            peer.say(f"{operation} {peer.label(self.asked)} -> fault {getattr(fault, '__name__', fault)}")
             fault(self)
 
     do_POST = do_DELETE = do_PUT = do_PATCH = do_GET  # noqa: N815
@@ -443,16 +430,11 @@ class Exchange(BaseHTTPRequestHandler):
             return
         self.reply(answer.status, answer.body, answer.headers)
 
-    def reply(
-        self, status: int, body: object = None, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def reply(self, status: int, body: object = None, headers: Mapping[str, str] | None = None) -> None:
         """Send a well-formed answer in one piece. A body that the status cannot have is left out."""
         kind = "text/plain; charset=utf-8"
         if not isinstance(body, bytes | str | None):
-            kind, body = (
-                "application/json",
-                json.dumps(body, separators=(",", ":"), ensure_ascii=False),
-            )
+            kind, body = "application/json", json.dumps(body, separators=(",", ":"), ensure_ascii=False)
         payload = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body or b""
         fields = {"Server": "nginx", "Date": self.date_time_string()}
         if status >= 200 and status not in (204, 304):
@@ -464,9 +446,7 @@ class Exchange(BaseHTTPRequestHandler):
         if self.close_connection:
             fields["Connection"] = "close"
         fields |= headers or {}
-        head = f"HTTP/1.1 {status} {reason(status)}\r\n" + "".join(
-            f"{k}: {v}\r\n" for k, v in fields.items()
-        )
+        head = f"HTTP/1.1 {status} {reason(status)}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
         self.raw(f"{head}\r\n".encode("latin-1") + payload)
 
     def raw(self, data: bytes) -> None:
@@ -478,9 +458,7 @@ class Exchange(BaseHTTPRequestHandler):
         if number:  # so that `connections` counts the agent's alone
             self.close_connection = True
             with peer.lock:
-                peer.connections -= not any(
-                    request.connection == number for request in peer.requests[-1000:]
-                )
+                peer.connections -= not any(request.connection == number for request in peer.requests[-1000:])
         try:
             for command, value in json.loads(body).items() if self.command == "POST" else ():
                 peer.control(command, value)
@@ -502,9 +480,7 @@ def arguments(description: str, port: int) -> argparse.ArgumentParser:
     """Return a parser with the options that every peer has on its command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument(
-        "--port", type=int, default=port, help="port, 0 takes a free one (%(default)s)"
-    )
+    parser.add_argument("--port", type=int, default=port, help="port, 0 takes a free one (%(default)s)")
     parser.add_argument("--no-keep-alive", dest="keep_alive", action="store_false",
                         help="close each connection after its answer")  # fmt: skip
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="speak https")
