@@ -183,7 +183,7 @@ def test_a_record_that_is_another_service_s_is_told_in_every_ninth_heartbeat(
     settings: dict[str, Any] = {
         "REGISTRY_URL": consul_peer.consul_url,
         "SERVICE_ID": "osint:1",
-        "HEARTBEAT_INTERVAL": 0.3,
+        "HEARTBEAT_INTERVAL": 0.2,
     }
     others = r" WARNING .*osint:1.*another"
     with ToyService() as other, Sidecar(None, service, **settings) as first:
@@ -195,9 +195,9 @@ def test_a_record_that_is_another_service_s_is_told_in_every_ninth_heartbeat(
             line = first.wait_for(others)
             assert "SERVICE_ID" in line
             began = first.count("Heartbeat accepted")
-            first.wait_for(others, times=3)
-            assert first.count("Heartbeat accepted") - began >= 10
-            assert second.count("Heartbeat accepted") >= 10
+            first.wait_for(others, times=2)
+            assert first.count("Heartbeat accepted") - began >= 5
+            second.wait_for("Heartbeat accepted", times=12)
             assert not second.count(others)
             assert first.count("Service registered successfully") == 1  # it is no loss
 
