@@ -360,6 +360,7 @@ class Record:
         self.phase = clock() + uniform(0, settings.heartbeat_interval)
         self.look_in = int(uniform(1, LOOK_EVERY[1]))  # heartbeats until the next look
         self.doubt = 0
+        self.renewed = False  # the last registration was accepted
         self.metadata: Mapping[str, str] | None = None
         self.maybe_there = False  # a registration may have been accepted
         self.accepted_at = -math.inf
@@ -429,7 +430,8 @@ class Record:
     def renew(self) -> Answer:
         """Register once, in time for more; tell where that fails."""
         answer = self.register(self.next_timeout())
-        if answer.meaning != ACCEPTED:
+        self.renewed = answer.meaning == ACCEPTED
+        if not self.renewed:
             log.warning("Registration failed: %s; heartbeats continue", answer.advice)
         return answer
 
@@ -481,7 +483,7 @@ class Record:
             self.log_loss(answer)
             # In doubt, the toss of a coin decides. Always two requests in an interval, or always
             # three, might meet the same replicas each time.
-            again = again or self.uniform(0, 1) < 0.5
+            again = again or (self.renewed and self.uniform(0, 1) < 0.5)
             self.doubt = PROOF
         elif answer.advice:
             log.warning("%s", answer.advice)
@@ -2048,7 +2050,8 @@ class Peer(HTTPAdapter):
         Sends it once more where a kept connection turns out to be closed. Whatever the peer has
         done by then: each request of the agent may arrive twice.
         """
-        if self.wire.age() > LONGEST_CONNECTION:
+        # Whatever has come since the last answer, the end of the connection among it, is no answer.
+        if self.wire.age() > LONGEST_CONNECTION or not self.connection.is_connected:
             self.connection.close()
         kept = self.connection.sock is not None
         try:
