@@ -1374,7 +1374,8 @@ def read_settings(variables: Mapping[str, str]) -> Settings:
         except ValueError as error:
             hint = "; the quotes are part of the value" if text.strip("'\"") != text else ""
             problems.append((name, text, f"{error}{hint}"))
-    problems += problems_together(values)
+    consul = is_consul(variables.get("REGISTRY_URL", "").strip())
+    problems += problems_together(values, consul)
     if problems:
         raise SettingsError(*problems)
     # An exchange that took more than half a slot would leave no room to repeat it inside the slot.
@@ -1383,16 +1384,13 @@ def read_settings(variables: Mapping[str, str]) -> Settings:
     return Settings(values)
 
 
-def problems_together(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def problems_together(values: Mapping[str, Any], consul: bool) -> list[tuple[str, str, str]]:
     """Return what is wrong with settings that are sound each by itself, as SettingsError has it.
 
     Those that are not sound by themselves are missing among the values.
     """
-    problems: list[tuple[str, str, str]] = []
-    if "REGISTRY_URL" not in values:
-        return problems
+    problems = []
     metadata, interval = values.get("SERVICE_METADATA", {}), values.get("HEARTBEAT_INTERVAL", 0.0)
-    consul = is_consul(values["REGISTRY_URL"])
     if consul and consul_meta(metadata) != metadata:
         text = ",".join(f"{key}={value}" for key, value in metadata.items())
         problems.append(("SERVICE_METADATA", text, CONSUL_FIX))
@@ -1519,19 +1517,23 @@ class NamedFile(Generic[T]):
         what reads the file; what in a value has to stay out of the log; the value before."""
         self.name, self.path, self.read, self.secrets = name, path, read, secrets
         self.value = value
-        self.mark: object = ()  # of the file as it was when it was read
+        # What the file was like when it was read, and when that failed.
+        self.mark: object = ()
+        self.bad_mark: object = ()
         keep_secret(name, secrets(value))
 
     def now(self) -> T:
         """Return what it holds by now."""
         if self.path and self.mark != (mark := file_mark(self.path)):
-            self.mark = mark
             try:
                 self.value = self.read(self.path)
             except (OSError, ValueError) as error:
-                words = self.name, say_unreadable(error)
-                log.warning("%s cannot be read, what it held stays in force: %s", *words)
+                if self.bad_mark != mark:
+                    words = self.name, say_unreadable(error)
+                    log.warning("%s cannot be read, what it held stays in force: %s", *words)
+                self.mark, self.bad_mark = (), mark
             else:
+                self.mark, self.bad_mark = mark, ()
                 keep_secret(self.name, self.secrets(self.value))
         return self.value
 
