@@ -360,8 +360,8 @@ class Record:
         self.phase = clock() + uniform(0, settings.heartbeat_interval)
         self.look_in = int(uniform(1, LOOK_EVERY[1]))  # heartbeats until the next look
         self.doubt = 0
+        self.renewed = False  # the last registration was accepted
         self.metadata: Mapping[str, str] | None = None
-        self.maybe_there = False  # a registration may have been accepted
         self.accepted_at = -math.inf
         # Since when requests have failed in a row (seconds of the clock), and how many.
         self.outage: tuple[float, int] | None = None
@@ -413,7 +413,6 @@ class Record:
     def register(self, timeout: float) -> Answer:
         """Send the whole record once."""
         settings, metadata = self.settings, self.service.metadata
-        before, self.maybe_there = self.maybe_there, True  # also where a signal ends this
         answer = self.ask(functools.partial(self.registry.register, metadata), timeout)
         if answer.meaning == ACCEPTED:
             words = (settings.service_name, settings.endpoint, say_plain(metadata))
@@ -422,14 +421,13 @@ class Record:
                 interval = say_seconds(settings.heartbeat_interval)
                 log.info("Starting heartbeat loop: every %s", interval)
             self.metadata = metadata
-        elif not answer.late:
-            self.maybe_there = before
         return answer
 
     def renew(self) -> Answer:
         """Register once, in time for more; tell where that fails."""
         answer = self.register(self.next_timeout())
-        if answer.meaning != ACCEPTED:
+        self.renewed = answer.meaning == ACCEPTED
+        if not self.renewed:
             log.warning("Registration failed: %s; heartbeats continue", answer.advice)
         return answer
 
@@ -481,7 +479,7 @@ class Record:
             self.log_loss(answer)
             # In doubt, the toss of a coin decides. Always two requests in an interval, or always
             # three, might meet the same replicas each time.
-            again = again or self.uniform(0, 1) < 0.5
+            again = again or (self.renewed and self.uniform(0, 1) < 0.5)
             self.doubt = PROOF
         elif answer.advice:
             log.warning("%s", answer.advice)
@@ -493,9 +491,10 @@ class Record:
             self.renew()
 
     def withdraw(self) -> bool:
-        """Try once, shortly, to deregister what may be registered; tell whether it is gone."""
-        # Where no registration can have been accepted, the record there is somebody else's.
-        if not self.settings.deregister_on_exit or not self.maybe_there:
+        """Try once, shortly, to deregister what was registered; tell whether it is gone."""
+        # Where no registration was accepted, the record there is somebody else's. One that was
+        # carried out after all, its answer cut off, expires by itself.
+        if not self.settings.deregister_on_exit or self.metadata is None:
             return False
         self.life.promise(STOP_TIMEOUT)
         answer = self.registry.deregister(STOP_TIMEOUT)
@@ -786,7 +785,7 @@ class Service:
         timeout = self.settings.service_health_timeout
         answer = self.peer.exchange("GET", "", headers, b"", timeout)
         if not answer.ok or answer.late:
-            fix = "" if self.seen else self.say_fix(answer)
+            fix = self.say_fix(answer)
             self.problem = answer.say() + (f"; {fix}" if fix else "")
             return False
         health = answer.json()
@@ -805,7 +804,9 @@ class Service:
         return True
 
     def say_fix(self, answer: Answer) -> str:
-        """Say what may make a service healthy that never was: no more than the answer proves."""
+        """Say what may make the service healthy: no more than the answer proves."""
+        if self.seen and answer.proof == CLOSED:
+            return ""  # it has spoken HTTP before
         own = self.settings.service_health_endpoint.startswith("/")
         begin = "set SERVICE_SCHEME to" if own else "begin SERVICE_HEALTH_ENDPOINT with"
         tcp = "set SERVICE_HEALTH_CHECK to tcp"
@@ -1373,7 +1374,8 @@ def read_settings(variables: Mapping[str, str]) -> Settings:
         except ValueError as error:
             hint = "; the quotes are part of the value" if text.strip("'\"") != text else ""
             problems.append((name, text, f"{error}{hint}"))
-    problems += problems_together(values)
+    consul = is_consul(variables.get("REGISTRY_URL", "").strip())
+    problems += problems_together(values, consul)
     if problems:
         raise SettingsError(*problems)
     # An exchange that took more than half a slot would leave no room to repeat it inside the slot.
@@ -1382,16 +1384,13 @@ def read_settings(variables: Mapping[str, str]) -> Settings:
     return Settings(values)
 
 
-def problems_together(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def problems_together(values: Mapping[str, Any], consul: bool) -> list[tuple[str, str, str]]:
     """Return what is wrong with settings that are sound each by itself, as SettingsError has it.
 
     Those that are not sound by themselves are missing among the values.
     """
-    problems: list[tuple[str, str, str]] = []
-    if "REGISTRY_URL" not in values:
-        return problems
+    problems = []
     metadata, interval = values.get("SERVICE_METADATA", {}), values.get("HEARTBEAT_INTERVAL", 0.0)
-    consul = is_consul(values["REGISTRY_URL"])
     if consul and consul_meta(metadata) != metadata:
         text = ",".join(f"{key}={value}" for key, value in metadata.items())
         problems.append(("SERVICE_METADATA", text, CONSUL_FIX))
@@ -1518,19 +1517,23 @@ class NamedFile(Generic[T]):
         what reads the file; what in a value has to stay out of the log; the value before."""
         self.name, self.path, self.read, self.secrets = name, path, read, secrets
         self.value = value
-        self.mark: object = ()  # of the file as it was when it was read
+        # What the file was like when it was read, and when that failed.
+        self.mark: object = ()
+        self.bad_mark: object = ()
         keep_secret(name, secrets(value))
 
     def now(self) -> T:
         """Return what it holds by now."""
         if self.path and self.mark != (mark := file_mark(self.path)):
-            self.mark = mark
             try:
                 self.value = self.read(self.path)
             except (OSError, ValueError) as error:
-                words = self.name, say_unreadable(error)
-                log.warning("%s cannot be read, what it held stays in force: %s", *words)
+                if self.bad_mark != mark:
+                    words = self.name, say_unreadable(error)
+                    log.warning("%s cannot be read, what it held stays in force: %s", *words)
+                self.mark, self.bad_mark = (), mark
             else:
+                self.mark, self.bad_mark = mark, ()
                 keep_secret(self.name, self.secrets(self.value))
         return self.value
 
@@ -1555,10 +1558,11 @@ def whom_to_trust(settings: Settings, name: str, url: str) -> NamedFile[Any] | N
     """Return the TLS context for a URL, from its CA file; None where it is not one of https."""
     if not is_https(url):
         return None
-    path = settings.values[name] or settings.ssl_cert_file or requests.utils.DEFAULT_CA_BUNDLE_PATH
     if name == "SERVICE_CA_FILE" and not settings.service_tls_verify:
         return NamedFile(name, "", read_authorities, no_secrets, trust_everybody())
-    return NamedFile(name, path, read_authorities, no_secrets, None)
+    named = next((name for name in (name, "SSL_CERT_FILE") if settings.values[name]), "")
+    path = settings.values[named] if named else requests.utils.DEFAULT_CA_BUNDLE_PATH
+    return NamedFile(named or "the image's CA file", path, read_authorities, no_secrets, None)
 
 
 def trust_everybody() -> Any:
@@ -1652,6 +1656,7 @@ def forms(secret: str) -> set[str]:
     found |= {form.translate(GO) for form in found}
     found |= {json.dumps(form)[1:-1] for form in found}
     found |= {secret.replace("/", r"\/"), repr(secret)[1:-1]}
+    found.add(secret.encode().decode("latin-1"))  # in a header
     for safe in ("", "/", "!$&'()*+,;=:@/"):
         quoted = quote(secret, safe=safe)
         found |= {quoted, re.sub("%..", lambda hexadecimal: hexadecimal[0].lower(), quoted)}
@@ -1703,7 +1708,7 @@ def say_plain(words: object) -> str:
 
 def say_value(value: object) -> str:
     """Show a setting's value on one line; credentials and the query of a URL stay hidden."""
-    text = str(value)
+    text = blot_out(str(value))
     # What looks like a query may be a password with a question mark.
     text = re.sub(r"^([^:]*://)?[^?]*\?.*@.*", r"\1***", text, flags=re.DOTALL)
     text = re.sub(r"^([^:]*://)?.*@", r"\1***@", text, flags=re.DOTALL)
@@ -1936,7 +1941,10 @@ def say_failure(error: Exception | None) -> str:
     if isinstance(error, http.client.RemoteDisconnected):
         return "connection closed without an answer"
     if isinstance(error, http.client.BadStatusLine):
-        return say_plain(f"what answers does not speak HTTP/1: {error}")
+        line = str(error)
+        # What is cut off may end in the middle of a secret.
+        quoted = f": {line.strip()}" if line.endswith("\n") else ""
+        return say_plain(f"what answers does not speak HTTP/1{quoted}")
     if ssl is not None and isinstance(error, ssl.SSLError):
         return say_plain(say_tls(error))
     if isinstance(error, OSError) and error.strerror:
@@ -2006,6 +2014,11 @@ class Connection(HTTPConnection):
         """Open the wire."""
         self.sock = self.wire.open()
 
+    @property
+    def is_connected(self) -> bool:
+        """Tell whether it is open, and nothing has come since the last answer."""
+        return super().is_connected and not getattr(self.sock, "unread", False)
+
 
 class Peer(HTTPAdapter):
     """One HTTP server, and the one connection to it, which is kept where that is wanted.
@@ -2048,7 +2061,7 @@ class Peer(HTTPAdapter):
         Sends it once more where a kept connection turns out to be closed. Whatever the peer has
         done by then: each request of the agent may arrive twice.
         """
-        if self.wire.age() > LONGEST_CONNECTION:
+        if self.wire.age() > LONGEST_CONNECTION or not self.connection.is_connected:
             self.connection.close()
         kept = self.connection.sock is not None
         try:
@@ -2463,6 +2476,11 @@ if ssl is not None:
             """Receive: also what has come in before asks for the deadline and for signals."""
             self.socket.wire.check()  # type: ignore[attr-defined]
             return super().recv_into(*arguments)
+
+        @property
+        def unread(self) -> bool:
+            """Tell whether something has come in that nobody has received yet."""
+            return self.incoming.pending > 0 or self.sslobj.pending() > 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any, Self
 import pytest
 
 import agent
+from kit.peers.dead import dead_port
 from kit.peers.registry import Registry
 from kit.peers.server import Exchange, Peer
 from kit.peers.service import ToyService
@@ -43,25 +44,6 @@ def staged(registry: Peer | None, service: Peer | None, **settings: object) -> S
     return Sidecar(registry, service, **(names | settings))
 
 
-@contextlib.contextmanager
-def swallows_syns(address: str, port: int) -> Iterator[None]:
-    """Hold a port at which no connection is ever made, nor refused: its backlog is full (Linux)."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen(0)
-        for _ in range(3):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex((address, port))
-        with socket.socket() as trial:
-            trial.settimeout(0.3)
-            with pytest.raises(TimeoutError):
-                trial.connect((address, port))
-        yield
-
-
 # ---- a name with several addresses: each gets its share of the deadline
 
 
@@ -70,7 +52,7 @@ def dead_addresses(addresses: list[str], port: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for address in addresses:
             if address in (DEAD, DEAD_TOO):
-                stack.enter_context(swallows_syns(address, port))
+                stack.enter_context(dead_port(address, port))
         yield
 
 
@@ -194,7 +176,7 @@ def test_a_dead_address_does_not_keep_the_record_in_place(
     registry.keep_alive = False
     sidecar = staged(registry, service)
     stage = Stage(sidecar, names={REGISTRY: ["127.0.0.1"], SERVICE: ["127.0.0.1"]})
-    with swallows_syns(DEAD, registry.port), sidecar:
+    with dead_port(DEAD, registry.port), sidecar:
         sidecar.wait_registered()
         stage.set(names={REGISTRY: [DEAD, "127.0.0.1"], SERVICE: ["127.0.0.1"]})
         code, seconds = sidecar.stop()

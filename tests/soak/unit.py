@@ -8,7 +8,6 @@ import fcntl
 import math
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterable
@@ -36,21 +35,6 @@ class Aim(NamedTuple):
     name: str
     fault: Fault
     once: bool
-
-
-class DeadPort:
-    """A port of the address DEAD that swallows every SYN, since its queue is full (Linux)."""
-
-    def __init__(self, port: int) -> None:
-        self.listener = socket.create_server((DEAD, port), backlog=0)
-        self.callers = [socket.socket() for _ in range(3)]
-        for caller in self.callers:
-            caller.setblocking(False)
-            caller.connect_ex((DEAD, port))
-
-    def close(self) -> None:
-        for one in (self.listener, *self.callers):
-            one.close()
 
 
 class StallingSidecar(Sidecar):
