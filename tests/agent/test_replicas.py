@@ -53,19 +53,3 @@ def test_three_requests_an_interval_are_the_most() -> None:
         time.sleep(20 * INTERVAL)
         intervals = (time.monotonic() - began) / INTERVAL
         assert registry.count() - before <= 3 * (intervals + 1)
-
-
-def test_three_requests_an_interval_are_the_most() -> None:
-    """A registration that fails is followed by a heartbeat and a look, and by nothing else."""
-    with (
-        Registry(ttl=5 * INTERVAL) as registry,
-        Sidecar(registry, SERVICE_HEALTH_CHECK="none", HEARTBEAT_INTERVAL=INTERVAL) as sidecar,
-    ):
-        sidecar.wait_registered()
-        registry.play("list", ["status", 200, []], times=FOREVER)
-        registry.play("register", "status_500", times=FOREVER)
-        sidecar.wait_for("does not list it", times=2)
-        began, before = time.monotonic(), registry.count()
-        time.sleep(20 * INTERVAL)
-        intervals = (time.monotonic() - began) / INTERVAL
-        assert registry.count() - before <= 3 * (intervals + 1)

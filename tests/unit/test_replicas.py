@@ -22,13 +22,16 @@ SETTINGS = agent.read_settings(
 class Replicas:
     """Each request goes to the next replica, or to any; heartbeats are accepted by all.
 
-    Attributes: `known`, which of them list the name; `sent`, how many requests there were; `lost`,
-    the moments at which replicas lose their memory, with their numbers.
+    Attributes: `known`, which of them list the name; `asked`, the paths of all requests; `lost`,
+    the moments at which replicas lose their memory, with their numbers; `honest`, whether they
+    refuse the heartbeat of a name that they do not know, as with a store.
     """
+
+    honest = False
 
     def __init__(self, number: int, turns: random.Random | None, clock: Clock) -> None:
         self.known, self.turns, self.clock = [False] * number, turns, clock
-        self.sent = 0
+        self.asked: list[str] = []
         self.lost: list[tuple[float, list[int]]] = []
         self.end = 0.0
 
@@ -40,13 +43,15 @@ class Replicas:
             return agent.Answer(200, body=b"{}")
         if self.clock() >= self.end:
             raise agent.Stop
-        self.sent += 1
+        self.asked.append(path)
         number = len(self.known)
-        turn = self.turns.randrange(number) if self.turns else self.sent % number
+        turn = self.turns.randrange(number) if self.turns else len(self.asked) % number
         if path == "/services":
             return agent.Answer(200, body=json.dumps(["osint"] * self.known[turn]).encode())
         if path == "/register":
             self.known[turn] = True
+        if self.honest and not self.known[turn]:
+            return agent.Answer(404, body=b'{"detail": "Service \'osint\' not registered"}')
         return agent.Answer(200, body=b"{}")
 
     def forget(self) -> None:
@@ -103,9 +108,9 @@ def test_it_takes_three_requests_an_interval_at_the_most(number: int) -> None:
     for seed in SEEDS:
         replicas = Replicas(number, None, Clock())
         play(replicas, seed, 50)
-        assert replicas.sent <= 3 * 51
-        before = replicas.sent
+        assert len(replicas.asked) <= 3 * 51
+        before = len(replicas.asked)
         replicas = Replicas(number, None, Clock())
         replicas.known = [True] * number
         play(replicas, seed, 100)
-        assert replicas.sent <= 1.15 * 101 + 2 < 3 * before
+        assert len(replicas.asked) <= 1.15 * 101 + 2 < 3 * before
