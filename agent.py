@@ -362,7 +362,6 @@ class Record:
         self.doubt = 0
         self.renewed = False  # the last registration was accepted
         self.metadata: Mapping[str, str] | None = None
-        self.maybe_there = False  # a registration may have been accepted
         self.accepted_at = -math.inf
         # Since when requests have failed in a row (seconds of the clock), and how many.
         self.outage: tuple[float, int] | None = None
@@ -414,7 +413,6 @@ class Record:
     def register(self, timeout: float) -> Answer:
         """Send the whole record once."""
         settings, metadata = self.settings, self.service.metadata
-        before, self.maybe_there = self.maybe_there, True  # also where a signal ends this
         answer = self.ask(functools.partial(self.registry.register, metadata), timeout)
         if answer.meaning == ACCEPTED:
             words = (settings.service_name, settings.endpoint, say_plain(metadata))
@@ -423,8 +421,6 @@ class Record:
                 interval = say_seconds(settings.heartbeat_interval)
                 log.info("Starting heartbeat loop: every %s", interval)
             self.metadata = metadata
-        elif not answer.late:
-            self.maybe_there = before
         return answer
 
     def renew(self) -> Answer:
@@ -495,9 +491,10 @@ class Record:
             self.renew()
 
     def withdraw(self) -> bool:
-        """Try once, shortly, to deregister what may be registered; tell whether it is gone."""
-        # Where no registration can have been accepted, the record there is somebody else's.
-        if not self.settings.deregister_on_exit or not self.maybe_there:
+        """Try once, shortly, to deregister what was registered; tell whether it is gone."""
+        # Where no registration was accepted, the record there is somebody else's. One that was
+        # carried out after all, its answer cut off, expires by itself.
+        if not self.settings.deregister_on_exit or self.metadata is None:
             return False
         self.life.promise(STOP_TIMEOUT)
         answer = self.registry.deregister(STOP_TIMEOUT)
@@ -788,7 +785,7 @@ class Service:
         timeout = self.settings.service_health_timeout
         answer = self.peer.exchange("GET", "", headers, b"", timeout)
         if not answer.ok or answer.late:
-            fix = "" if self.seen else self.say_fix(answer)
+            fix = self.say_fix(answer)
             self.problem = answer.say() + (f"; {fix}" if fix else "")
             return False
         health = answer.json()
@@ -807,7 +804,9 @@ class Service:
         return True
 
     def say_fix(self, answer: Answer) -> str:
-        """Say what may make a service healthy that never was: no more than the answer proves."""
+        """Say what may make the service healthy: no more than the answer proves."""
+        if self.seen and answer.proof == CLOSED:
+            return ""  # it has spoken HTTP before
         own = self.settings.service_health_endpoint.startswith("/")
         begin = "set SERVICE_SCHEME to" if own else "begin SERVICE_HEALTH_ENDPOINT with"
         tcp = "set SERVICE_HEALTH_CHECK to tcp"
@@ -1557,10 +1556,11 @@ def whom_to_trust(settings: Settings, name: str, url: str) -> NamedFile[Any] | N
     """Return the TLS context for a URL, from its CA file; None where it is not one of https."""
     if not is_https(url):
         return None
-    path = settings.values[name] or settings.ssl_cert_file or requests.utils.DEFAULT_CA_BUNDLE_PATH
     if name == "SERVICE_CA_FILE" and not settings.service_tls_verify:
         return NamedFile(name, "", read_authorities, no_secrets, trust_everybody())
-    return NamedFile(name, path, read_authorities, no_secrets, None)
+    named = next((name for name in (name, "SSL_CERT_FILE") if settings.values[name]), "")
+    path = settings.values[named] if named else requests.utils.DEFAULT_CA_BUNDLE_PATH
+    return NamedFile(named or "the image's CA file", path, read_authorities, no_secrets, None)
 
 
 def trust_everybody() -> Any:
@@ -1654,6 +1654,7 @@ def forms(secret: str) -> set[str]:
     found |= {form.translate(GO) for form in found}
     found |= {json.dumps(form)[1:-1] for form in found}
     found |= {secret.replace("/", r"\/"), repr(secret)[1:-1]}
+    found.add(secret.encode().decode("latin-1"))  # in a header
     for safe in ("", "/", "!$&'()*+,;=:@/"):
         quoted = quote(secret, safe=safe)
         found |= {quoted, re.sub("%..", lambda hexadecimal: hexadecimal[0].lower(), quoted)}
@@ -1705,7 +1706,7 @@ def say_plain(words: object) -> str:
 
 def say_value(value: object) -> str:
     """Show a setting's value on one line; credentials and the query of a URL stay hidden."""
-    text = str(value)
+    text = blot_out(str(value))
     # What looks like a query may be a password with a question mark.
     text = re.sub(r"^([^:]*://)?[^?]*\?.*@.*", r"\1***", text, flags=re.DOTALL)
     text = re.sub(r"^([^:]*://)?.*@", r"\1***@", text, flags=re.DOTALL)
@@ -1938,7 +1939,10 @@ def say_failure(error: Exception | None) -> str:
     if isinstance(error, http.client.RemoteDisconnected):
         return "connection closed without an answer"
     if isinstance(error, http.client.BadStatusLine):
-        return say_plain(f"what answers does not speak HTTP/1: {error}")
+        line = str(error)
+        # What is cut off may end in the middle of a secret.
+        quoted = f": {line.strip()}" if line.endswith("\n") else ""
+        return say_plain(f"what answers does not speak HTTP/1{quoted}")
     if ssl is not None and isinstance(error, ssl.SSLError):
         return say_plain(say_tls(error))
     if isinstance(error, OSError) and error.strerror:
@@ -2008,6 +2012,11 @@ class Connection(HTTPConnection):
         """Open the wire."""
         self.sock = self.wire.open()
 
+    @property
+    def is_connected(self) -> bool:
+        """Tell whether it is open, and nothing has come since the last answer."""
+        return super().is_connected and not getattr(self.sock, "unread", False)
+
 
 class Peer(HTTPAdapter):
     """One HTTP server, and the one connection to it, which is kept where that is wanted.
@@ -2050,7 +2059,6 @@ class Peer(HTTPAdapter):
         Sends it once more where a kept connection turns out to be closed. Whatever the peer has
         done by then: each request of the agent may arrive twice.
         """
-        # Whatever has come since the last answer, the end of the connection among it, is no answer.
         if self.wire.age() > LONGEST_CONNECTION or not self.connection.is_connected:
             self.connection.close()
         kept = self.connection.sock is not None
@@ -2466,6 +2474,11 @@ if ssl is not None:
             """Receive: also what has come in before asks for the deadline and for signals."""
             self.socket.wire.check()  # type: ignore[attr-defined]
             return super().recv_into(*arguments)
+
+        @property
+        def unread(self) -> bool:
+            """Tell whether something has come in that nobody has received yet."""
+            return self.incoming.pending > 0 or self.sslobj.pending() > 0
 
 
 if __name__ == "__main__":

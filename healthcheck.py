@@ -83,8 +83,12 @@ def try_out(path: str) -> None:
     """Raise OSError where the heartbeat file could not be written; leave it as it is."""
     if os.path.isdir(path):
         raise IsADirectoryError(None, "it is a directory")
-    write_new(path + ".check", b"x" * 200)
-    os.unlink(path + ".check")
+    trial = path + ".check"
+    try:
+        write_new(trial, b"x" * 200)
+    finally:
+        if os.path.lexists(trial):
+            os.unlink(trial)
 
 
 def read(path: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +31,6 @@ def bearer(number: int) -> str:
     return "".join(f"{number:07d}-{position:03d}." for position in range(75))
 
 
-def sends(registry: Registry, token: str) -> bool:
-    """Tell whether the registry has got this token last."""
-    return str(registry.requests[-1].headers["X-Registry-Token"]) == token
-
-
 # ---- secrets that are renewed without end
 
 
@@ -58,8 +52,9 @@ class Renewing(ToyService):
 
     def answer(self, request: Request) -> Answer:
         """Say how it is."""
-        if self.busy:
-            self.renew()
+        with self.lock:
+            if self.busy:
+                self.renew()
         return super().answer(request)
 
 
@@ -89,19 +84,29 @@ def test_secrets_that_are_renewed_all_the_time_cost_nothing_and_stay_hidden(
 
         wait_until(renewed, 60 + renewals)
         print(f"{renewals} renewals: RSS {before} B, then {process.memory_info().rss} B")
-        service.busy = False
+        with service.lock:
+            service.busy = False
         registered = [each for each in registry.requests if each.operation == "register"]
         tokens = {request.headers["X-Registry-Token"] for request in registered}
         assert len(tokens) > 0.5 * renewals
-        for _ in range(2):  # the newest and the one before are both known, and sent
+
+        def met() -> bool:
+            """Tell whether both have got the newest secret."""
+            sent = registry.requests[-1].headers["X-Registry-Token"]
+            shown = service.requests[-1].headers["Authorization"]
+            number = service.number
+            return (sent, shown) == (bearer(10_000 + number), f"Bearer {bearer(number)}")
+
+        for _ in range(2):  # so that the newest and the one before have been in use
             service.renew()
-            new, old = (bearer(10_000 + service.number - ago) for ago in (0, 1))
-            wait_until(functools.partial(sends, registry, new))
+            wait_until(met)
+        new, old = (bearer(10_000 + service.number - ago) for ago in (0, 1))
+        told = {"detail": f"{bearer(service.number)} and {bearer(service.number - 1)}"}
+        service.play("health", ["status", 503, told], times=FOREVER)
+        sidecar.wait_for(r" failed: 503: \*\*\* and \*\*\*")
+        service.sane()
         registry.play("*", ["status", 500, {"detail": f"{new} and {old}"}], times=FOREVER)
         sidecar.wait_for(r" failed .* 500: \*\*\* and \*\*\*")
-        new, old = (bearer(service.number - ago) for ago in (0, 1))
-        service.play("health", ["status", 503, {"detail": f"{new} and {old}"}], times=FOREVER)
-        sidecar.wait_for(r" failed: 503: \*\*\* and \*\*\*")
         sidecar.stop()
         assert not re.search(r"\d{7}-\d{3}", sidecar.log)
 
