@@ -294,7 +294,12 @@ class Agent:
         """Sleep so many seconds, and no longer than until then by the clock. Raises Stop."""
         end = self.clock() + max(duration, 0.0)
         exchanges = self.settings.service_health_timeout + self.settings.registry_timeout
-        self.life.promise(max(duration, 0.0) + exchanges)
+        while True:
+            left = end - self.clock()
+            self.life.promise(max(left, 0.0) + exchanges)
+            if not self.life.fails or left <= GRACE / 2:
+                break
+            self.signals.pause(self.clock() + GRACE / 2)  # and try again to write the file
         self.signals.pause(end)
         self.network.check()
 
@@ -482,7 +487,7 @@ class Record:
     def log_loss(self, answer: Answer) -> None:
         """Say that the registry has no record of the service."""
         lost = "Service not found (404): the registry has lost the record (%s); registering again"
-        log.warning(lost, answer.advice or answer.say())
+        log.warning(lost, answer.advice)
 
 
 # --------------------------------------------------------------------------------- the registry
@@ -573,7 +578,8 @@ class Registry:
         if answer.meaning == ACCEPTED:
             self.reached = True
             return answer
-        return answer._replace(advice="" if answer.meaning == LOST else self.say_advice(answer))
+        lost = answer.meaning == LOST
+        return answer._replace(advice=answer.say() if lost else self.say_advice(answer))
 
     def judge(self, answer: Answer, unknown: str) -> str:
         """Return what an answer means. A web page is no registry's, whatever its status."""
@@ -598,6 +604,7 @@ class Registry:
             TLS_THERE: f"begin REGISTRY_URL with {'consul-tls' if consul else 'https'}://",
             NO_TLS_THERE: f"begin REGISTRY_URL with {'consul' if consul else 'http'}://",
             NOT_HTTP: "set REGISTRY_URL to where the registry is",
+            CLIENT_UNKNOWN: "it wants a client certificate, which this sidecar cannot send",
         }
         wrong_place = answer.ok or 300 <= answer.status < 400 or answer.status in (404, 405, 406)
         fix = fixes[NOT_HTTP] if wrong_place else fixes.get(answer.proof, "")
@@ -787,7 +794,8 @@ class Service:
             TLS_THERE: f"this looks like a TLS port: {secure}",
             NO_TLS_THERE: plain,
             NOT_HTTP: tcp,
-            NOTHING_SAID: f"{secure} if it speaks TLS, or {tcp} if it speaks no HTTP",
+            CLOSED: f"{secure} if it speaks TLS, or {tcp[4:]} if it speaks no HTTP",
+            CLIENT_UNKNOWN: "it wants a client certificate, which this sidecar cannot send",
         }
         headers = "set SERVICE_HEALTH_HEADERS_FILE to a file with the headers that it wants"
         endpoint = "set SERVICE_HEALTH_ENDPOINT to its health check"
@@ -900,8 +908,8 @@ class Check:
         known = self.look_up("SERVICE_HOST", service.port, settings.service_health_timeout)
         if known or service.peer.wire.host != service.port.host:
             self.probe()
-        if self.look_up("REGISTRY_URL", registry.peer.wire, settings.registry_timeout):
-            self.look()
+        known = self.look_up("REGISTRY_URL", registry.peer.wire, settings.registry_timeout)
+        if known and self.look():
             self.prove_token()
         return 0 if self.fine else 1
 
@@ -941,12 +949,13 @@ class Check:
             problem += "; " + fix.format("SERVICE_PORT" if own else "SERVICE_HEALTH_ENDPOINT")
         self.tell(f"{kind} probe of {self.service.place}", problem)
 
-    def look(self) -> None:
-        """Look once for the record."""
+    def look(self) -> bool:
+        """Look once for the record; tell whether the registry has said whether it is there."""
         answer = self.registry.look(self.settings.registry_timeout)
         listed = "not yet" if answer.meaning == LOST else "already"
         found = f"{self.settings.service_name} is {listed} listed"
         self.tell_answer(f"list of {say_value(self.settings.registry_url)}", answer, found)
+        return answer.meaning in (ACCEPTED, LOST)
 
     def prove_token(self) -> None:
         """Find out whether the registry takes the token, or goes without one."""
@@ -1079,6 +1088,13 @@ def read_authorities(path: str) -> Any:
     return None if ssl is None else ssl.create_default_context(cafile=path)
 
 
+def say_unreadable(error: OSError | ValueError) -> str:
+    """Say why a file is not what it should be."""
+    if ssl is not None and isinstance(error, ssl.SSLError):
+        return "it holds no certificates"
+    return say_failure(error) if isinstance(error, OSError) else str(error)
+
+
 # Parsers take a setting's text and return its value, or raise ValueError(what to do).
 
 
@@ -1144,7 +1160,7 @@ def file_of(read: Callable[[str], object], what: str) -> Callable[[str], str]:
                 read(text)
             return text
         except (OSError, ValueError) as error:
-            why = say_failure(error) if isinstance(error, OSError) else str(error)
+            why = say_unreadable(error)
             raise ValueError(f"set it to a readable file {what} ({why})") from error
 
     return parse
@@ -1187,7 +1203,7 @@ def parse_url(text: str, odd: str = r"\\?#", fix: str = URL_FIX) -> str:
         parts = urlsplit(text if sound else "")
         sound = parts.scheme in ("http", "https") and is_host(parts.hostname or "")
         sound = sound and parts.port != 0
-        requests.Request("GET", text).prepare()  # it takes fewer brackets than urlsplit
+        requests.PreparedRequest().prepare_url(text, None)  # it takes fewer brackets than urlsplit
     except ValueError:
         sound = False
     if not sound:
@@ -1374,8 +1390,9 @@ def uses_ssl_cert_file(settings: Settings) -> bool:
 
 
 def ca_files(settings: Settings) -> dict[str, str]:
-    """Return the settings that name a CA file, and the URL that each is for."""
-    probed = settings.health_url if settings.service_health_check == "http" else ""
+    """Return the settings that name a CA file, and the URL that each is for, if it is verified."""
+    verified = settings.service_health_check == "http" and settings.service_tls_verify
+    probed = settings.health_url if verified else ""
     return {"REGISTRY_CA_FILE": web_url(settings.registry_url), "SERVICE_CA_FILE": probed}
 
 
@@ -1408,8 +1425,9 @@ def doubts_about_places(settings: Settings) -> list[str]:
     lines = []
     for name, url in ca_files(settings).items():
         if settings.values[name] and not is_https(url):
-            lines.append(f"{name}: has no effect while nothing there is reached by https")
-    if is_https(ca_files(settings)["SERVICE_CA_FILE"]) and not settings.service_tls_verify:
+            lines.append(f"{name}: has no effect while nothing is verified there: no https")
+    probed = settings.service_health_check == "http" and is_https(settings.health_url)
+    if probed and not settings.service_tls_verify:
         lines.append("SERVICE_TLS_VERIFY=false: a probe believes whoever answers in its place")
     for_consul = "has no effect while REGISTRY_URL does not begin with consul://"
     if not is_consul(settings.registry_url):
@@ -1431,7 +1449,7 @@ def doubts_about_names(variables: Mapping[str, str]) -> list[str]:
         longest_first = sorted(SETTINGS, key=len, reverse=True)
         meant = next((known for known in longest_first if is_slip(name, known)), None)
         if meant and not linked:
-            lines.append(f"{name}: is no setting of the sidecar; {meant} is one")
+            lines.append(f"{escape(name)}: is no setting of the sidecar; {meant} is one")
     return lines
 
 
@@ -1486,8 +1504,8 @@ class NamedFile(Generic[T]):
             try:
                 self.value = self.read(self.path)
             except (OSError, ValueError) as error:
-                why = say_failure(error) if isinstance(error, OSError) else str(error)
-                log.warning("%s cannot be read, what it held stays in force: %s", self.name, why)
+                words = self.name, say_unreadable(error)
+                log.warning("%s cannot be read, what it held stays in force: %s", *words)
             else:
                 keep_secret(self.name, self.secrets(self.value))
         return self.value
@@ -1604,9 +1622,10 @@ def keep_secret(source: str, values: Iterable[str]) -> None:
 
 
 def forms(secret: str) -> set[str]:
-    """Return a secret as it stands in text, in JSON (also inside JSON), and in a URL."""
-    plain = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
-    found = plain | {json.dumps(form)[1:-1] for form in plain} | {secret.replace("/", r"\/")}
+    """Return a secret as it stands in text, in JSON (also inside JSON), in Python, in a URL."""
+    found = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    found |= {json.dumps(form)[1:-1] for form in found}
+    found |= {secret.replace("/", r"\/"), repr(secret)[1:-1]}
     for safe in ("", "/", "!$&'()*+,;=:@/"):
         quoted = quote(secret, safe=safe)
         found |= {quoted, re.sub("%..", lambda hexadecimal: hexadecimal[0].lower(), quoted)}
@@ -1767,7 +1786,8 @@ LONGEST_CONNECTION = 3600.0 - 30.0  # seconds
 TLS_THERE = "TLS there"  # though it was asked in plain HTTP
 NO_TLS_THERE = "no TLS there"
 NOT_HTTP = "another protocol, or none that is HTTP/1"
-NOTHING_SAID = "closed without a byte"
+CLOSED = "closed without a byte"  # though it was asked in plain HTTP
+CLIENT_UNKNOWN = "a client certificate is wanted"
 UNKNOWN_AUTHORITY = "a certificate whose authority is not among those known"
 # OpenSSL's numbers (X509_verify_cert): the issuer is missing, or its certificate is of its own.
 UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
@@ -1776,14 +1796,16 @@ UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
 class Answer(NamedTuple):
     """What an exchange brought, and for the registry what it means.
 
-    Status 0: no answer came. `failure` says why none came, or why its body is not whole. `advice`
-    is for the log: where that was, what came, and which setting may help.
+    Status 0: no answer came. `failure` says why none came, or why its body is not whole; `secure`,
+    whether TLS was spoken. `advice` is for the log: where that was, what came, and which setting
+    may help.
     """
 
     status: int = 0
     headers: Mapping[str, str] = {}
     body: bytes = b""
     failure: Exception | None = None
+    secure: bool = False
     meaning: str = ""
     advice: str = ""
 
@@ -1827,8 +1849,10 @@ class Answer(NamedTuple):
         failure = self.failure
         if self.status == 400 and b"HTTPS" in self.body:
             return TLS_THERE
-        if isinstance(failure, ConnectionResetError | BrokenPipeError):
-            return NOTHING_SAID  # RemoteDisconnected among them
+        if self.status == 400 and b"SSL certificate" in self.body:
+            return CLIENT_UNKNOWN
+        if isinstance(failure, ConnectionResetError):  # http.client.RemoteDisconnected is one
+            return "" if self.secure else CLOSED
         if isinstance(failure, http.client.BadStatusLine):
             # A TLS record: its type and the first half of its version (RFC 8446, section 5.1).
             return TLS_THERE if str(failure)[:2] in ("\x15\x03", "\x16\x03") else NOT_HTTP
@@ -2002,19 +2026,20 @@ class Peer(HTTPAdapter):
     ) -> Answer:
         """Send one request and return the answer, within `timeout` seconds, whatever comes."""
         self.wire.begin(timeout)
-        answer = Answer()
+        answer, fit = Answer(secure=self.wire.trust is not None), False
         try:
             items = tuple({**self.headers, **headers}.items())
             request = prepare(method, self.url + path, items, body)
             response: Any = self.send(request, stream=True)
-            answer = Answer(response.status, response.headers)
+            answer = answer._replace(status=response.status, headers=response.headers)
             answer = answer._replace(body=read_body(response))
+            # What was read to its end leaves the connection fit for the next request. Where the
+            # peer has announced that it closes it, urllib3 has done so.
+            fit = self.keep and answer.ok and answer.whole
         except Exception as error:  # whatever a hostile answer makes the libraries raise
             answer = answer._replace(failure=innermost(error))
         finally:
-            # An answer that was read to its end leaves the connection fit for the next one, where
-            # the peer has not announced that it closes it: urllib3 has done so then.
-            if not (self.keep and answer.ok and answer.whole):
+            if not fit:
                 self.connection.close()
         if not answer.status:
             self.wire.failed = self.wire.place
@@ -2221,15 +2246,19 @@ class Wire:
 
         For musl fails for both where a resolver fails for one, and it is asked for both.
         """
+        unknown: list[OSError] = []
         failures: list[OSError] = []
         for family, shares in ((socket.AF_INET, 1), (socket.AF_INET6, 0)):
             try:
-                return self.connect_in_turn(self.addresses(family), shares)
+                addresses = self.addresses(family)
+            except OSError as error:
+                unknown.append(error)
+                continue
+            try:
+                return self.connect_in_turn(addresses, shares)
             except OSError as error:
                 failures.append(error)
-                self.check()
-        unknown = (error for error in failures if not isinstance(error, socket.gaierror))
-        raise next(unknown, failures[0])
+        raise [*failures, *unknown][0]
 
     def connect_in_turn(self, addresses: list[Any], shares: int) -> PatientSocket:
         """Connect to one address after the other, each with its share of the time that is left.
@@ -2284,6 +2313,7 @@ class Wire:
         with contextlib.suppress(OSError):  # what is an address needs no look-up
             flags = socket.AI_NUMERICHOST
             return socket.getaddrinfo(self.host, self.port, family, socket.SOCK_STREAM, 0, flags)
+        self.check()  # before there is a thread
         look_up = self.look_ups.get(family)
         if look_up is None or look_up.answer is not None:
             look_up = self.look_ups[family] = LookUp(self.host, self.port, family)

@@ -18,20 +18,22 @@ import io
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
 
+from kit.consul import ConsulAgent
 from kit.peers.service import ToyService
-from kit.sidecar import NAME, TESTS, Sidecar, wait_until
+from kit.program import Program, ProgramError
+from kit.sidecar import NAME, Sidecar, wait_until
 
 TTL, INTERVAL = 4.0, 2.0  # seconds; they stand for 60 and 30
 PATIENCE = 20.0  # seconds after which a step has failed; a quick machine needs a third of it
@@ -46,37 +48,33 @@ class StepError(Exception):
 
 
 class Screen:
-    """Prints what happens, in colour on a terminal (unless NO_COLOR is set), in ASCII where it must be."""
+    """Prints what happens, in colour on a terminal unless NO_COLOR is set."""
 
     def __init__(self) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-        unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-        self.tick, self.cross, self.bar, self.rule = "✓✗│─" if unicode else ("OK", "FAILED", "|", "-")
-        self.coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self.width = max(shutil.get_terminal_size((100, 24)).columns, 60)
+        self.coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self.width = shutil.get_terminal_size((100, 24)).columns
         self.lock = threading.Lock()
 
     def show(self, text: str, colour: str = "", start: str = "  ", indent: str = "  ") -> None:
-        """Print a text, wrapped to the width; its first line begins with start, further ones with indent."""
+        """Print a text, wrapped; its first line begins with start, further ones with indent."""
         wrapper = textwrap.TextWrapper(
             self.width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False
         )
-        lines = wrapper.wrap(text) or [start]
-        if self.coloured and colour:
-            lines = [f"\033[{colour}m{line}\033[0m" for line in lines]
+        shown = wrapper.fill(text) or start
         with self.lock:
-            print("\n".join(lines))
+            print(f"\033[{colour}m{shown}\033[0m" if self.coloured and colour else shown)
 
     def heading(self, text: str) -> None:
         self.show("", start="")
-        self.show(f"{text} ".ljust(min(self.width, 100), self.rule), BOLD, start="")
+        self.show(f"{text} ".ljust(min(self.width, 100), "─"), BOLD, start="")
 
     def agent(self, line: str) -> None:
         """Show a line of the agent's log."""
         level = re.search(r" (WARNING|ERROR|CRITICAL) ", line)
         colour = DIM if level is None else YELLOW if level[1] == "WARNING" else RED
-        self.show(line, colour, start=f"  agent {self.bar} ", indent=f"        {self.bar}   ")
+        self.show(line, colour, start="  agent │ ", indent="        │   ")
 
     def command(self, command: str, output: str = "") -> None:
         """Show a command as a user would type it, and what it says, if anything."""
@@ -85,10 +83,10 @@ class Screen:
             self.show(line.lstrip(), start="    " + " " * (len(line) - len(line.lstrip())), indent="      ")
 
     def passed(self, text: str) -> None:
-        self.show(text, GREEN, start=f"  {self.tick} ", indent="    ")
+        self.show(text, GREEN, start="  ✓ ", indent="    ")
 
     def failed(self, text: str) -> None:
-        self.show(text, RED, start=f"{self.cross} ", indent="  ")
+        self.show(text, RED, start="✗ ", indent="  ")
 
 
 class Agent(Sidecar):
@@ -104,46 +102,8 @@ class Agent(Sidecar):
             self.screen.agent(line)
 
 
-class Program:
-    """A peer as a process of its own, which can be killed and started again on the same port."""
-
-    def __init__(self, name: str, port: int = 0) -> None:
-        """Args: which of kit.peers; port, 0 lets it choose a free one."""
-        self.name, self.port = name, port
-        self.process: subprocess.Popen[str] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self, *options: str) -> None:
-        """Start it and wait until it listens. Raises StepError where it does not."""
-        command = [sys.executable, "-m", f"kit.peers.{self.name}", f"--port={self.port}", *options]
-        self.process = subprocess.Popen(
-            command,
-            cwd=TESTS,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the demo, which ends the rest in order
-        )
-        assert self.process.stdout is not None
-        in_time, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-        said = self.process.stdout.readline() if in_time else ""
-        if " listening on " not in said:
-            said += self.kill()
-            raise StepError(f"{self.name} does not start: {said or 'it printed nothing'}")
-        self.port = urlsplit(said.split()[-1]).port or 0
-
-    def kill(self) -> str:
-        """End it, if it runs, the hard way, like a crash; return what it had printed since the start."""
-        if self.process is None:
-            return ""
-        process, self.process = self.process, None
-        process.kill()
-        said, _ = process.communicate()
-        return said or ""
+class Peer(Program):
+    """A peer in a process of its own, which the demo asks."""
 
     def ask(self, method: str, path: str, payload: object = None) -> tuple[int, Any]:
         """Send one request; return the status and the body, decoded where it is JSON. Raises StepError."""
@@ -159,36 +119,23 @@ class Program:
         return response.status, json.loads(body) if body.startswith(("{", "[")) else body
 
 
-class ConsulProgram(Program):
-    """A real Consul for development: without data, and ready within a second or two."""
+class ConsulPeer(Peer):
+    """A real Consul, empty at each start."""
 
     def __init__(self) -> None:
-        super().__init__("consul", ToyService().port)
-        self.serf, self.rpc = ToyService().port, ToyService().port
+        self.directory = tempfile.TemporaryDirectory(prefix="consul-")
+        self.agent = ConsulAgent(Path(self.directory.name))
+        super().__init__("consul", self.agent.port)
 
-    def start(self, *_options: str) -> None:
-        program = shutil.which("consul")
-        if program is None:
-            raise StepError("there is no consul on the PATH")
-        ports = {"http": self.port, "serf-lan": self.serf, "server": self.rpc, "serf-wan": -1, "dns": -1, "grpc": -1}
-        self.process = subprocess.Popen(
-            [program, "agent", "-dev", *(f"-{name}-port={port}" for name, port in ports.items())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            text=True,
-        )
-        try:
-            wait_until(self.is_ready, PATIENCE, every=0.1)
-        except AssertionError as error:
-            raise StepError(f"consul does not start: {error}") from None
+    def start(self, *_options: str) -> Self:
+        """Start it, and wait until it is ready."""
+        self.agent.start(empty=True).wait_leader()
+        return self
 
-    def is_ready(self) -> bool:
-        """Tell whether it has a leader."""
-        with contextlib.suppress(StepError):
-            return bool(self.ask("GET", "/v1/catalog/service/consul")[1])
-        return False
+    def kill(self) -> str:
+        """End it."""
+        self.agent.kill()
+        return ""
 
 
 class Demo:
@@ -199,8 +146,8 @@ class Demo:
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
         self.signals: list[int] = []  # those that came; looked at in every wait, so that nothing is left half done
-        self.registry: Program = Program("registry")
-        self.service = Program("service")
+        self.registry = Peer("registry")
+        self.service = Peer("service")
         self.agent: Agent | None = None
         self.step = "set-up"
 
@@ -261,7 +208,7 @@ class Demo:
         refused = self.refused_heartbeats()
         began = time.monotonic()
         self.forget()
-        self.wait("the record is back", lambda: (self.record() or {}).get("registered_at", "") > registered_at)
+        self.wait("the record is back", lambda: (self.record() or {}).get("registered_at", 0) > registered_at)
         seconds = time.monotonic() - began
         self.show_record()
         refused = self.refused_heartbeats() - refused
@@ -399,7 +346,7 @@ class ConsulDemo(Demo):
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(screen)
-        self.registry = ConsulProgram()
+        self.registry = ConsulPeer()
 
     @property
     def registry_url(self) -> str:
@@ -415,7 +362,7 @@ class ConsulDemo(Demo):
         if not record:
             return None
         endpoint, index = f"http://{record['Address']}:{record['Port']}", record["CreateIndex"]
-        return {"endpoint": endpoint, "metadata": record["Meta"], "registered_at": f"{index:012}"}
+        return {"endpoint": endpoint, "metadata": record["Meta"], "registered_at": index}
 
     def forget(self) -> None:
         path = f"/v1/agent/service/deregister/{self.found()['ID']}"
@@ -444,6 +391,9 @@ def main() -> int:
     with_consul = parser.parse_args().consul
     began = time.monotonic()
     screen = Screen()
+    if with_consul and shutil.which("consul") is None:
+        screen.failed("there is no consul on the PATH")
+        return 1
     demo = ConsulDemo(screen) if with_consul else Demo(screen)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: demo.signals.append(number))
@@ -455,7 +405,7 @@ def main() -> int:
     except BrokenPipeError:  # the reader of the output has gone, and Python's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except (StepError, subprocess.SubprocessError) as error:
+    except (StepError, ProgramError, AssertionError, subprocess.SubprocessError) as error:
         screen.failed(f"{demo.step}: {error}")
         return 1
     screen.passed(f"Everything worked, in {time.monotonic() - began:.0f} s.")

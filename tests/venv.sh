@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by the scripts beside it, from the project's root: make_venv FILE... makes the virtual environment
 # .venv (or $SIDECAR_VENV) where there is none, installs the requirement files where they have changed since,
 # and sets $python to its interpreter. Needs a python3 of 3.11 or newer, and PyPI for the packages.

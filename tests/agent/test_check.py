@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -13,7 +14,7 @@ import pytest
 
 import agent
 from kit.certificates import certificate
-from kit.peers.registry import Registry
+from kit.peers.registry import DIALECTS, Registry
 from kit.peers.service import ToyService
 from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, run_agent, wait_until
 
@@ -43,9 +44,12 @@ class Place:
         """Return the lines that it prints. Whatever it finds, it must leave everything as it was."""
         done = self.look(**settings)
         assert done.returncode == code, done.stdout
-        assert {(request.method, request.path) for request in self.registry.requests} <= {("GET", "/services")}
-        assert not any("X-Registry-Token" in request.headers for request in self.registry.requests)
-        assert max(len(self.registry.requests), len(self.service.requests)) <= 1
+        asked = [(request.operation, request.body) for request in self.registry.requests]
+        assert len(asked) == len(set(asked)), "each is asked once"
+        assert {operation for operation, _ in asked} <= {"list", "heartbeat"}
+        beats = [body for operation, body in asked if operation == "heartbeat"]
+        assert all(json.loads(body) == {"service_name": "sidecar-check"} for body in beats)
+        assert len(self.service.requests) <= 1
         assert not list(Path(str(self.settings["HEARTBEAT_FILE"])).parent.glob("heartbeat*"))
         return done.stdout.splitlines()
 
@@ -65,11 +69,12 @@ def faults(lines: list[str]) -> list[str]:
 def test_all_is_well(place: Place) -> None:
     assert place.check(0) == [
         "settings: fine",
+        f"HEARTBEAT_FILE, {place.settings['HEARTBEAT_FILE']}: fine, it can be written",
         "SERVICE_HOST, 127.0.0.1: fine, at 127.0.0.1",
         f"http probe of {place.service.url}/health: fine",
         "REGISTRY_URL, 127.0.0.1: fine, at 127.0.0.1",
         f"list of {place.registry.url}: fine, {NAME} is not yet listed",
-        "token: none is set, and none will be sent",
+        "token: fine, none is set, and none is asked for",
     ]
     assert place.service.count("health") == 1
 
@@ -111,7 +116,7 @@ def test_a_tls_port_without_tls_and_the_authority_that_is_missing(place: Place, 
     with ToyService(tls=tls) as service:
         place.settings["SERVICE_PORT"] = service.port
         (line,) = faults(place.check(1))
-        assert line.endswith(" (this looks like a TLS port: set SERVICE_SCHEME to https)")
+        assert "set SERVICE_SCHEME to https" in line
         (line,) = faults(place.check(1, SERVICE_SCHEME="https"))
         assert line.endswith("certificate; set SERVICE_CA_FILE to a file with its authority")
         lines = place.look(SERVICE_SCHEME="https", SERVICE_CA_FILE=ca_file).stdout.splitlines()
@@ -120,12 +125,12 @@ def test_a_tls_port_without_tls_and_the_authority_that_is_missing(place: Place, 
 
 def test_the_registry_is_down_also_at_the_port_that_only_the_host_has(place: Place) -> None:
     place.registry.stop()
-    (line,) = faults(place.check(1))
+    line = faults(place.check(1))[0]
     assert line.endswith(f"registry at {place.registry.url}: connection refused; is it up, and REGISTRY_URL right?")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 8888)) == 0:
             pytest.skip("somebody listens on port 8888")
-    (line,) = faults(place.check(1, REGISTRY_URL="http://127.0.0.1:8888"))
+    line = faults(place.check(1, REGISTRY_URL="http://127.0.0.1:8888"))[0]
     assert line.endswith("connection refused (8888 is its port on the host; inside its Docker network it is 80: "
                          "check REGISTRY_URL)")  # fmt: skip
 
@@ -162,11 +167,91 @@ def test_other_kinds_of_probe(place: Place, check: str) -> None:
     assert place.service.count() == 0
 
 
-def test_a_token_is_told_of_not_sent_and_not_shown(place: Place) -> None:
-    lines = place.check(0, VERTICE_REGISTRY_TOKEN="s3cret-token")
-    token = "token: VERTICE_REGISTRY_TOKEN will be sent; a look cannot prove that it is right"
-    assert lines[-1] == token
+TOKEN = "s3cret-token"
+
+
+def token_line(lines: list[str]) -> str:
+    """Return the line about the token, of which nothing may show."""
+    (line,) = [line for line in lines if line.startswith("token: ")]
     assert "s3cret" not in "\n".join(lines)
+    return line
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_token_is_proved_by_a_heartbeat_for_a_name_that_nobody_uses(
+    place: Place, dialect: str
+) -> None:
+    place.registry.token, place.registry.dialect = TOKEN, dialect
+    line = token_line(place.check(0, VERTICE_REGISTRY_TOKEN=TOKEN))
+    assert re.match("token: fine.*VERTICE_REGISTRY_TOKEN", line), line
+    (sent,) = [each for each in place.registry.requests if each.operation == "heartbeat"]
+    assert sent.headers["X-Registry-Token"] == TOKEN
+    assert not any("X-Registry-Token" in request.headers for request in place.service.requests)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    ("variable", "advice"),
+    [
+        ("REGISTRY_TOKEN", "set REGISTRY_TOKEN to the registry's token"),
+        ("REGISTRY_TOKEN_FILE", "that REGISTRY_TOKEN_FILE names"),
+        ("", "and none is set"),
+    ],
+)
+def test_a_token_that_the_registry_refuses_is_a_fault(
+    place: Place, tmp_path: Path, dialect: str, variable: str, advice: str
+) -> None:
+    place.registry.token, place.registry.dialect = "another", dialect
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    token = {variable: file if variable.endswith("FILE") else TOKEN} if variable else {}
+    (line,) = faults(place.check(1, **token))
+    assert line.startswith("token: not fine: ")
+    assert advice in line
+    assert "s3cret" not in line
+
+
+def test_a_registry_that_takes_any_heartbeat_proves_no_token_and_is_no_fault(place: Place) -> None:
+    """Its store is down: a heartbeat is accepted whatever its name, and its token may be wrong."""
+    place.registry.store = "open"
+    assert "not proven" in token_line(place.check(0, REGISTRY_TOKEN=TOKEN))
+
+
+# ---- the health file
+
+
+def test_a_health_file_that_cannot_be_written_is_a_fault(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "none" / "heartbeat", tmp_path / "file" / "heartbeat", tmp_path):
+        (line,) = faults(place.check(1, HEARTBEAT_FILE=path))
+        assert re.match("HEARTBEAT_FILE[=, ].*: not fine: ", line), line
+
+
+def test_a_health_file_that_takes_no_bytes_is_a_fault_and_nothing_is_left_of_the_trial(
+    place: Place, tmp_path: Path
+) -> None:
+    """With such a limit a file can be made, but not written: like a full file system."""
+    sidecar = Sidecar(place.registry, place.service, HEARTBEAT_FILE=tmp_path / "heartbeat")
+    sidecar.python = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *sidecar.python]
+    sidecar.script.append("--check")
+    with sidecar:
+        assert sidecar.wait() == 1
+        assert sidecar.count("HEARTBEAT_FILE.*: not fine: ") == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_health_file_of_a_sidecar_that_runs_is_left_as_it_is(place: Place) -> None:
+    with Sidecar(place.registry, place.service, HEARTBEAT_INTERVAL=30) as sidecar:
+        sidecar.wait_health("^registered")
+        file = sidecar.heartbeat_file
+        before = file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns
+        done = place.look(HEARTBEAT_FILE=file)
+        assert done.returncode == 0, done.stdout
+        assert (file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns) == before
+        assert [each.name for each in file.parent.glob("heartbeat*")] == [file.name]
+
+
+# ---- settings
 
 
 def test_doubtful_settings_are_told_and_are_no_fault(place: Place) -> None:
@@ -184,7 +269,7 @@ def test_bad_settings_are_all_told_and_nobody_is_asked(place: Place) -> None:
 
 def test_it_stops_at_ctrl_c(place: Place) -> None:
     place.service.play("health", "hang", times=FOREVER)
-    sidecar = Sidecar(place.registry, place.service, HEARTBEAT_INTERVAL=200, SERVICE_HEALTH_TIMEOUT=100)
+    sidecar = Sidecar(place.registry, place.service, HEARTBEAT_INTERVAL=60, SERVICE_HEALTH_TIMEOUT=30)
     sidecar.script.append("--check")
     with sidecar:
         wait_until(place.service.count)

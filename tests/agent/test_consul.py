@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ import agent
 from kit.consul import MASTER, ConsulAgent, cluster
 from kit.peers.consul import UNKNOWN, Consul
 from kit.peers.server import Answer, Peer, Request
-from kit.sidecar import NAME, Sampler, Sidecar, ToyService, odd_lines, run_agent, wait_until
+from kit.sidecar import FOREVER, NAME, Sampler, Sidecar, ToyService, odd_lines, run_agent, wait_until
 
 BOTH = {"SERVICE_NAME": NAME, "SERVICE_HOST": "vertice-osint"}
 REMOVED = "Service not found \\(404\\): the registry has lost the record"
@@ -25,6 +26,12 @@ def own_id(service: Peer) -> str:
 
 
 # ---- the embedded one
+
+
+@pytest.fixture
+def consul_peer() -> Iterator[Consul]:
+    with Consul() as peer:
+        yield peer
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,7 @@ def test_what_consul_cannot_take_is_refused_at_start(variables: dict[str, str], 
 
 def test_consul_s_ttl_follows_the_interval_so_a_long_one_is_no_doubt() -> None:
     variables = BOTH | {"HEARTBEAT_INTERVAL": "600", "REGISTRY_URL": "consul://consul"}
-    assert agent.doubts(agent.read_settings(variables)) == []
+    assert agent.doubts_about(agent.read_settings(variables), variables) == []
 
 
 @pytest.mark.parametrize("wording", UNKNOWN)
@@ -76,7 +83,7 @@ def test_a_lost_record_comes_back_in_each_version_s_wording(wording: str, servic
             assert consul.records == {
                 "osint:1": {
                     "ID": "osint:1", "Name": NAME, "Address": "127.0.0.1", "Port": service.port,
-                    "Meta": {"zone": "eu", "status": "healthy"}, "Check": check,
+                    "Tags": [], "Meta": {"zone": "eu", "status": "healthy"}, "Check": check,
                 }
             }  # fmt: skip
             sidecar.wait_for("WARNING version is left out of the record")
@@ -89,7 +96,7 @@ def test_a_lost_record_comes_back_in_each_version_s_wording(wording: str, servic
             assert "secret" not in sidecar.log
             assert odd_lines(sidecar.lines) == []
         assert {request.headers.get("X-Consul-Token") for request in consul.requests} == {"secret"}
-        assert consul.count("other") == consul.count("get") == 0
+        assert consul.count("other") == 0
         assert not any("secret" in str(request.headers) for request in service.requests)
 
 
@@ -107,7 +114,7 @@ def test_the_token_goes_nowhere_but_to_consul(service: ToyService) -> None:
         place.target = elsewhere.url
         url = place.url.replace("http", "consul")
         with Sidecar(None, service, REGISTRY_URL=url, REGISTRY_TOKEN="secret") as sidecar:
-            sidecar.wait_for("answered 307, a redirect to .*, which is not followed: set REGISTRY_URL")
+            sidecar.wait_for("answered 307, a redirect to .*, which is not followed.*set REGISTRY_URL")
         assert elsewhere.count() == 0
 
 
@@ -132,6 +139,105 @@ def test_check_asks_consul_and_tells_of_a_refused_token(service: ToyService) -> 
         done = run_agent(BOTH | place | {"REGISTRY_TOKEN": "wrong"}, "--check")
         assert (done.returncode, "refuses the token (403: Permission denied)" in done.stdout) == (1, True)
         assert {request.operation for request in consul.requests} == {"get"}
+
+
+# ---- what a record tells of the service
+
+
+def test_the_record_of_an_https_service_says_so_and_has_the_tags(consul_peer: Consul) -> None:
+    settings: dict[str, Any] = {
+        "REGISTRY_URL": consul_peer.consul_url,
+        "SERVICE_PORT": 8443,
+        "SERVICE_SCHEME": "https",
+        "SERVICE_HEALTH_CHECK": "none",
+        "SERVICE_TAGS": "urlprefix-/osint, traefik.enable=true",
+        "SERVICE_METADATA": "zone=eu",
+    }
+    with Sidecar(None, None, **settings) as sidecar:
+        sidecar.wait_registered()
+        (record,) = consul_peer.records.values()
+        assert record["Meta"] == {"scheme": "https", "secure": "true", "zone": "eu"}
+        assert record["Tags"] == ["urlprefix-/osint", "traefik.enable=true"]
+        assert not sidecar.count(" WARNING ")
+
+
+def test_what_a_user_says_of_the_scheme_comes_first(consul_peer: Consul) -> None:
+    settings: dict[str, Any] = {
+        "REGISTRY_URL": consul_peer.consul_url,
+        "SERVICE_SCHEME": "https",
+        "SERVICE_HEALTH_CHECK": "none",
+        "SERVICE_METADATA": "secure=false,scheme=h2",
+    }
+    with Sidecar(None, None, **settings) as sidecar:
+        sidecar.wait_registered()
+        (record,) = consul_peer.records.values()
+        assert record["Meta"] == {"scheme": "h2", "secure": "false"}
+
+
+# ---- two sidecars with one ID
+
+
+def test_a_record_that_is_another_service_s_is_told_in_every_ninth_heartbeat(
+    consul_peer: Consul, service: ToyService
+) -> None:
+    settings: dict[str, Any] = {
+        "REGISTRY_URL": consul_peer.consul_url,
+        "SERVICE_ID": "osint:1",
+        "HEARTBEAT_INTERVAL": 0.3,
+    }
+    others = r" WARNING .*osint:1.*another"
+    with ToyService() as other, Sidecar(None, service, **settings) as first:
+        first.wait_for("Heartbeat accepted", times=12)
+        assert consul_peer.count("get") >= 1
+        assert not first.count(" WARNING ")
+        with Sidecar(None, other, SERVICE_NAME="another_service", **settings) as second:
+            second.wait_registered()
+            line = first.wait_for(others)
+            assert "SERVICE_ID" in line
+            began = first.count("Heartbeat accepted")
+            first.wait_for(others, times=3)
+            assert first.count("Heartbeat accepted") - began >= 10
+            assert second.count("Heartbeat accepted") >= 10
+            assert not second.count(others)
+            assert first.count("Service registered successfully") == 1  # it is no loss
+
+
+# ---- what others have put on the record
+
+
+def test_a_record_with_somebody_else_s_checks_is_left_and_critical(
+    consul_peer: Consul, service: ToyService
+) -> None:
+    record, maintenance = own_id(service), f"_service_maintenance:{own_id(service)}"
+    settings: dict[str, Any] = {"REGISTRY_URL": consul_peer.consul_url, "HEARTBEAT_INTERVAL": 30}
+    with Sidecar(None, service, **settings) as sidecar:
+        sidecar.wait_registered()
+        consul_peer.others[record] = {maintenance: "critical"}
+        code, seconds = sidecar.stop()
+        assert (code, seconds < 3) == (0, True)
+        assert consul_peer.status(record) == "critical"
+        assert consul_peer.count("deregister") == 0
+        assert odd_lines(sidecar.lines) == []
+    with Sidecar(None, service, **settings) as sidecar:
+        sidecar.wait_registered()
+        # Consul leaves a check critical that was, so a registration alone would not do.
+        wait_until(lambda: consul_peer.status(record) == "passing", 5)
+        assert consul_peer.others == {record: {maintenance: "critical"}}
+        consul_peer.others.clear()
+        assert sidecar.stop()[0] == 0
+        assert consul_peer.records == {}
+        assert sidecar.count("Service deregistered") == 1
+
+
+@pytest.mark.parametrize("fault", ["hang", "reset", "status_500", "huge_body", "garbage"])
+def test_a_look_for_checks_that_fails_holds_no_stop_up(
+    consul_peer: Consul, service: ToyService, fault: str
+) -> None:
+    consul_peer.play("checks", fault, times=FOREVER)
+    with Sidecar(None, service, REGISTRY_URL=consul_peer.consul_url) as sidecar:
+        sidecar.wait_registered()
+        code, seconds = sidecar.stop()
+        assert (code, seconds < 3) == (0, True)
 
 
 # ---- the real one
@@ -192,6 +298,78 @@ def test_a_dead_service_is_critical_after_its_ttl_and_passes_when_it_is_back(con
         consul.wait_passing()
 
 
+def statuses(consul: ConsulAgent, record: str) -> dict[str, str]:
+    """Return the statuses of all checks of a record, by their IDs."""
+    checks = (consul.get("/v1/agent/checks") or {}).values()
+    return {each["CheckID"]: each["Status"] for each in checks if each["ServiceID"] == record}
+
+
+@pytest.mark.slow
+def test_maintenance_and_an_operator_s_check_outlive_all_that_the_sidecar_does(
+    consul: ConsulAgent, service: ToyService
+) -> None:
+    record = own_id(service)
+    own, maintenance = f"service:{record}", f"_service_maintenance:{record}"
+    others = {maintenance: "critical", "disk": "warning"}
+
+    def stays(status: str) -> bool:
+        """Tell whether the operator's checks are there, and the sidecar's has that status."""
+        found = statuses(consul, record)
+        assert found.items() >= others.items()
+        return found.get(own) == status
+
+    with Sidecar(None, service, REGISTRY_URL=consul.url) as sidecar:
+        consul.wait_passing()
+        enable = f"/v1/agent/service/maintenance/{record}?enable=true&reason=disk"
+        consul.ask("PUT", enable).raise_for_status()
+        disk = {"Name": "disk", "ID": "disk", "ServiceID": record, "TTL": "1h", "Status": "warning"}
+        consul.ask("PUT", "/v1/agent/check/register", json=disk).raise_for_status()
+        service.version = "2.0.0"  # a new version
+        sidecar.wait_registered(times=2)
+        assert stays("passing")
+        service.stop()
+        sidecar.wait_for("Service is DOWN")
+        wait_until(lambda: stays("critical"))
+        service.start()  # and a restart of the service
+        sidecar.wait_registered(times=3)
+        wait_until(lambda: stays("passing"))
+        assert consul.passing() == []
+        assert sidecar.stop()[0] == 0  # and one of the sidecar
+        assert stays("critical")
+    with Sidecar(None, service, REGISTRY_URL=consul.url) as sidecar:
+        sidecar.wait_registered()
+        wait_until(lambda: stays("passing"))
+        consul.ask("PUT", enable.replace("true", "false")).raise_for_status()
+        consul.ask("PUT", "/v1/agent/check/deregister/disk").raise_for_status()
+        assert consul.wait_passing()[0]["Meta"]["version"] == "2.0.0"
+        assert sidecar.stop()[0] == 0
+        assert consul.known() == []
+        assert sidecar.count("Service deregistered") == 1
+
+
+@pytest.mark.slow
+def test_the_real_one_takes_tags_and_tells_of_another_service_s_record(
+    consul: ConsulAgent, service: ToyService
+) -> None:
+    settings: dict[str, Any] = {
+        "REGISTRY_URL": consul.url,
+        "SERVICE_ID": "osint:1",
+        "SERVICE_TAGS": "a,b",
+        "SERVICE_SCHEME": "https",
+        "SERVICE_HEALTH_CHECK": "none",
+        "HEARTBEAT_INTERVAL": 0.5,
+    }
+    with Sidecar(None, service, **settings) as first:
+        (record,) = consul.wait_passing()
+        assert record["Tags"] == ["a", "b"]
+        assert record["Meta"].items() >= {"scheme": "https", "secure": "true"}.items()
+        first.wait_for("Heartbeat accepted", times=12)
+        assert not first.count(" WARNING ")
+        with ToyService() as other, Sidecar(None, other, **settings) as second:
+            second.wait_registered()
+            first.wait_for(r" WARNING .*osint:1.*another")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("empty", [True, False], ids=["empty", "with its data"])
 def test_an_agent_that_was_killed_has_the_record_again_when_it_is_back(consul: ConsulAgent, empty: bool) -> None:
@@ -239,9 +417,9 @@ def test_acls_ask_for_the_token_and_the_log_says_which_variable_to_set(tmp_path:
     secret.write_text("wrong-token")
     with ConsulAgent(tmp_path, acl=True) as consul, ToyService() as service:
         with Sidecar(None, service, REGISTRY_URL=consul.url) as sidecar:
-            sidecar.wait_for("refuses the token .403: Permission denied.*set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE")
+            sidecar.wait_for("none is set .403: Permission denied.*set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE")
         with Sidecar(None, service, REGISTRY_URL=consul.url, REGISTRY_TOKEN_FILE=secret) as sidecar:
-            sidecar.wait_for("refuses the token .403: ACL not found.*set REGISTRY_TOKEN_FILE to the registry's token")
+            sidecar.wait_for("refuses the token .403: ACL not found.*the file that REGISTRY_TOKEN_FILE names")
             assert consul.passing() == []
             secret.write_text(MASTER)
             consul.wait_passing()

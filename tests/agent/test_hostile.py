@@ -24,7 +24,9 @@ from kit.sidecar import FOREVER, NAME, Sidecar, odd_lines, wait_until
 MEMORY = 60_000  # kB, at any moment
 LATE = 1.0  # second that an exchange, or a stop, may take beyond its deadline
 SLACK = 10.0  # seconds that a loaded machine may add to a recovery
-RECOVERY = 5.0  # seconds for the backoff under way, of the first attempt or the second, and a heartbeat
+RECOVERY = (
+    5.0  # seconds for the backoff under way, of the first attempt or the second, and a heartbeat
+)
 STOP = 3.0  # seconds for the whole stop
 TOKEN = "tok-" + "0123456789abcdef" * 2
 
@@ -130,11 +132,15 @@ class Played:
     def judgements(self, pattern: str) -> list[float]:
         """Return the times of the matching lines since the first play."""
         since = range(self.mark, len(self.sidecar.lines)) if self.at else ()
-        return [self.sidecar.times[at] for at in since if re.search(pattern, self.sidecar.lines[at])]
+        return [
+            self.sidecar.times[at] for at in since if re.search(pattern, self.sidecar.lines[at])
+        ]
 
 
 def check_memory(sidecar: Sidecar) -> None:
-    with contextlib.suppress(OSError, IndexError):  # only Linux tells, and not of a process that has just ended
+    with contextlib.suppress(
+        OSError, IndexError
+    ):  # only Linux tells, and not of a process that has just ended
         assert sidecar.peak_memory() < MEMORY
 
 
@@ -158,7 +164,9 @@ def suffer(
     beats = sidecar.count("Heartbeat accepted")
     peer.sane()
     sidecar.wait_for("Heartbeat accepted", times=beats + 1, timeout=RECOVERY + SLACK)
-    wait_until(lambda: registry.record(NAME), RECOVERY + SLACK, f"registered again in:\n{sidecar.log}")
+    wait_until(
+        lambda: registry.record(NAME), RECOVERY + SLACK, f"registered again in:\n{sidecar.log}"
+    )
 
 
 def suffer_each(endpoint: Endpoint, names: Sequence[str]) -> None:
@@ -216,7 +224,11 @@ def test_the_agent_bears_every_fault_and_recovers(where: str, part: int) -> None
 
 def stop_during(name: str) -> None:
     """Stop an agent whose deregistration meets this fault."""
-    settings: dict[str, Any] = {"SERVICE_HEALTH_CHECK": "none", "HEARTBEAT_INTERVAL": 30, "REGISTRY_TOKEN": TOKEN}
+    settings: dict[str, Any] = {
+        "SERVICE_HEALTH_CHECK": "none",
+        "HEARTBEAT_INTERVAL": 30,
+        "REGISTRY_TOKEN": TOKEN,
+    }
     with telling(name), Registry() as registry, Sidecar(registry, **settings) as sidecar:
         sidecar.wait_registered(timeout=30)
         played = Played(name, sidecar)
@@ -229,7 +241,9 @@ def stop_during(name: str) -> None:
             time.sleep(0.01)
         assert sidecar.wait() == 0
         assert played.at
-        outcome = "Service deregistered$" if is_good(name, "deregister") else "Deregistration failed: "
+        outcome = (
+            "Service deregistered$" if is_good(name, "deregister") else "Deregistration failed: "
+        )
         assert sidecar.count(outcome) == 1
         assert sidecar.count("deregister|Deregistration") == 1
         assert not odd_lines(sidecar.lines)

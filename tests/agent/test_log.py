@@ -40,7 +40,7 @@ def test_the_start_up_tells_its_steps_in_order(registry: Registry) -> None:
         assert in_order(
             sidecar,
             "^[^ ]+ INFO Registry sidecar starts: version [0-9.]+, SERVICE_NAME=osint_service SERVICE_HOST=127.0.0.1 ",
-            f"^[^ ]+ WARNING Waiting for the service at {service.url}: 503",
+            f"^[^ ]+ WARNING Waiting for the service at {service.url}/health: 503",
             "^[^ ]+ INFO Service is READY$",
             f"^[^ ]+ INFO Service registered successfully: {NAME} at {service.url} {{'version': '1.0.0'",
             "^[^ ]+ INFO Starting heartbeat loop: every 2 s$",
@@ -183,9 +183,9 @@ def test_an_error_page_is_told_by_its_status_alone(registry: Registry, service: 
     registry.play("register", ["status", code, page])
     service.play("health", ["status", code, page])
     with Sidecar(registry, service, INITIAL_WAIT_TIMEOUT=0) as sidecar:
-        sidecar.wait_for(f"not healthy after 0 s: {code}; registering it anyway")
+        sidecar.wait_for(f"not healthy after 0 s: {code}; .*registering it anyway")
         line = sidecar.wait_for("Registration failed")
-        assert re.search(rf"[ (]{code}[;)]", line)
+        assert re.search(rf"[ (]{code}[;):]", line)
         assert "<" not in sidecar.log
         assert "nginx" not in sidecar.log
 

@@ -27,7 +27,6 @@ from kit.sidecar import FOREVER, NAME, Sampler, Sidecar, odd_lines, wait_until
 LOSS = re.compile(r"(\d+) lines of the log were dropped")
 PIPE = 8192  # bytes; a pipe of one page alone would be full with any line in it
 ROOM = 1000  # bytes; enough for the first lines and a few heartbeats'
-PROMISE = 3.0  # seconds, for a stop
 
 
 class StalledSidecar(Sidecar):
@@ -62,12 +61,6 @@ class StalledSidecar(Sidecar):
             os.close(self.read_end)
 
 
-def assert_stops(sidecar: Sidecar, number: int = signal.SIGTERM) -> None:
-    code, seconds = sidecar.stop(number)
-    assert code == 0
-    assert seconds < PROMISE
-
-
 # ---- nothing else suffers
 
 
@@ -80,7 +73,7 @@ def test_heartbeats_go_on_and_so_does_all_else(registry: Registry, service: ToyS
         registry.forget()
         wait_until(lambda: registry.record(NAME))
         assert sidecar.health()[0] == 0
-        assert_stops(sidecar)
+        sidecar.assert_stops()
     assert registry.record(NAME) is None
 
 
@@ -112,7 +105,7 @@ def test_a_stop_is_heard_in_every_state(
         wait_until(lambda: registry.count("register") or service.count() > 1)
         if state == "service-down":
             wait_until(lambda: service.count() > 5)
-        assert_stops(sidecar, number)
+        sidecar.assert_stops(number)
 
 
 def test_refused_settings_end_it_all_the_same() -> None:
@@ -136,7 +129,7 @@ def test_what_was_dropped_is_counted_and_told(
         sidecar.read()
         assert "WARNING" in sidecar.wait_for(LOSS.pattern)
         sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 3)
-        assert_stops(sidecar)
+        sidecar.assert_stops()
         assert sidecar.count("Service deregistered")
         (dropped,) = map(int, LOSS.findall(sidecar.log))
         assert dropped > 0
@@ -176,7 +169,7 @@ def test_a_terminal_or_a_socket_that_nobody_reads_stops_nothing(
     sidecar.stdout = theirs
     with sidecar:
         wait_until(lambda: registry.count("heartbeat") > 3)
-        assert_stops(sidecar)
+        sidecar.assert_stops()
     os.close(ours)
     os.close(theirs)
     assert registry.record(NAME) is None
@@ -192,8 +185,20 @@ def test_a_log_that_takes_nothing_stops_nothing(
     with sidecar:
         wait_until(lambda: registry.count("heartbeat") > 2)
         assert registry.connections == 1
-        assert_stops(sidecar)
+        sidecar.assert_stops()
     assert registry.record(NAME) is None
+
+
+def test_a_reader_that_goes_away_stops_nothing(registry: Registry, service: ToyService) -> None:
+    sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=0.2)
+    reader, sidecar.stdout = os.pipe()
+    with sidecar:
+        os.close(sidecar.stdout)
+        wait_until(lambda: registry.count("heartbeat") > 1)
+        os.close(reader)
+        before = registry.count("heartbeat")
+        wait_until(lambda: registry.count("heartbeat") > before + 5)
+        sidecar.assert_stops()
 
 
 def test_a_stdout_shared_with_others_stays_as_it_is(
@@ -231,7 +236,7 @@ def test_a_count_that_was_lost_with_its_line_is_told_with_the_next() -> None:
     nobody, broken = os.pipe()
     os.close(nobody)
     reader, writer = os.pipe()
-    handler = agent.Log()
+    handler = agent.Log(plain=False)
     try:
         for file in (broken, writer):
             handler.file, handler.poller = file, select.poll()

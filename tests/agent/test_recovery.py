@@ -130,7 +130,6 @@ def test_two_heartbeats_in_a_row_that_hang_do_not_cost_the_record(service: ToySe
             sidecar.wait_for("Heartbeat failed", times=2)
             sidecar.wait_for("Heartbeat accepted", times=2)
     assert not sampler.absences
-    assert registry.count("register") == 1
 
 
 @pytest.mark.parametrize("options", [{"idle_timeout": 0.5}, {"keep_alive": False}, {"idle_timeout": 1.99}], ids=str)
@@ -211,7 +210,10 @@ def test_410_means_lost_too(registry: Registry, service: ToyService) -> None:
 
 
 def test_a_record_lost_behind_acknowledged_heartbeats_is_back_within_ten_intervals(service: ToyService) -> None:
-    """A registry that answers 200 to any heartbeat, and lists an expired name for another interval."""
+    """A registry that answers 200 to any heartbeat, and lists an expired name for another interval.
+
+    Once the list has lacked the name, each heartbeat is a registration for a while: then a loss is over by the next.
+    """
     with Registry(ttl=600.0, linger=0.5) as registry, Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
         registry.play("heartbeat", ["status", 200, {"message": "Heartbeat received"}], times=FOREVER)
@@ -221,7 +223,7 @@ def test_a_record_lost_behind_acknowledged_heartbeats_is_back_within_ten_interva
             back_after(registry)
             assert registry.count("heartbeat") - beats <= 10
             assert time.monotonic() - began < 10 * 0.5 + SLACK
-        sidecar.wait_for(r"Service not found \(404\).*GET /services", times=2)
+        sidecar.wait_for(r"Service not found \(404\).*GET /services")
 
 
 def test_where_the_list_does_not_tell_the_record_is_sent_again(registry: Registry, service: ToyService) -> None:

@@ -30,9 +30,9 @@ def test_when_the_lists_are_whole_it_is_quiet_again() -> None:
     with trial(2, 3, "strict", INTERVAL) as fleet:
         fleet.empty()
         wait_until(lambda: not any(fleet.missing()), 150 * INTERVAL)
-        time.sleep(25 * INTERVAL)  # fifteen looks in a row have found each name
+        time.sleep(20 * INTERVAL)  # fifteen looks in a row have found each name
         before, registered = fleet.balancer.count(), fleet.balancer.count("register")
-        time.sleep(20 * INTERVAL)
+        time.sleep(15 * INTERVAL)
         assert fleet.balancer.count("register") == registered
-        assert fleet.balancer.count() - before <= 1.5 * 2 * 20
+        assert fleet.balancer.count() - before <= 1.5 * 2 * 15 + 2
         assert not any(fleet.missing())

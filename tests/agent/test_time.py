@@ -115,22 +115,22 @@ def test_a_suspension_is_seen_like_a_freeze(service: ToyService) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ahead", "tells", "waits"),
+    ("ahead", "tells", "least"),
     [
-        pytest.param(600, True, (4, 5.1), id="ten-minutes-ahead"),
-        pytest.param(-600, True, (4, 5.1), id="ten-minutes-behind"),
-        pytest.param(0, False, (3, 5.1), id="it-does-not-tell"),  # a date has whole seconds
+        pytest.param(600, True, 31, id="ten-minutes-ahead"),
+        pytest.param(-600, True, 31, id="ten-minutes-behind"),
+        pytest.param(0, False, 20, id="it-does-not-tell"),  # but the time that the start takes
     ],
 )
 def test_a_date_is_reckoned_from_the_answers_own(
-    registry: Registry, service: ToyService, ahead: int, tells: bool, waits: tuple[float, float]
+    registry: Registry, service: ToyService, ahead: int, tells: bool, least: float
 ) -> None:
     now = int(time.time()) + ahead
-    headers = {"Retry-After": email.utils.formatdate(now + 3, usegmt=True)}
+    headers = {"Retry-After": email.utils.formatdate(now + 30, usegmt=True)}
     headers["Date"] = email.utils.formatdate(now, usegmt=True) if tells else "yesterday"
     registry.play("register", ["status", 503, None, headers])
     with Sidecar(registry, service) as sidecar:
         line = sidecar.wait_for("Registration failed")
         found = re.search(r"next in ([\d.]+) s", line)
         assert found is not None
-        assert waits[0] <= float(found[1]) <= waits[1]  # one or two seconds are the backoff's
+        assert least <= float(found[1]) <= 32.1  # one or two seconds are the backoff's

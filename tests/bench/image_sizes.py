@@ -25,8 +25,8 @@ class Sizes(NamedTuple):
         return " / ".join(f"{size / 1e6:.2f}" for size in self) + " MB"
 
 
-DEFAULT_LIMIT = Sizes(10_800_000, 4_800_000)
-TLS_LIMIT = Sizes(16_000_000, 6_900_000)
+DEFAULT_LIMIT = Sizes(9_400_000, 4_000_000)
+TLS_LIMIT = Sizes(14_200_000, 6_100_000)
 
 
 def sizes(client: docker.DockerClient, image: str) -> Sizes:

@@ -1,13 +1,10 @@
-"""What the benchmark starts, and what it reads of a running process from /proc."""
+"""What the benchmark starts, and what it reads of a running process."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import select
-import signal
-import subprocess
+import secrets
 import sys
 import time
 import uuid
@@ -15,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import psutil
 from docker.models.containers import Container
 
 from containers.engine import (
@@ -29,18 +27,17 @@ from containers.engine import (
     unique,
     wait_until,
 )
+from kit.program import Program
 from kit.sidecar import TESTS, Sidecar
 
-BENCH = Path(__file__).resolve().parent
 # With --init Python begins with no CPU spent: PID 1 has run the engine's own runc before it.
 DOCKER_RUN = (
-    "docker", "run", "--rm", "--init", "--network=host", f"--volume={BENCH}:/bench:ro",
+    "docker", "run", "--rm", "--init", "--network=host", f"--volume={TESTS}:/tests:ro",
     "--memory=64m", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL",
     "--security-opt=no-new-privileges",
 )  # fmt: skip
 
 
-TICKS = os.sysconf("SC_CLK_TCK")  # a second
 STARTED = b"Starting heartbeat loop"
 
 
@@ -51,23 +48,14 @@ class NotMeasuredError(Exception):
 # ---- what is read of a process
 
 
-def resident(pid: int, field: str = "Rss") -> int:
-    """Return the resident memory of a process in bytes. Raises OSError."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(re.findall(rf"^{field}: +(\d+) kB", text, re.MULTILINE)[0]) * 1024
+def resident(pid: int) -> int:
+    """Return the resident memory of a process in bytes, as exact as the kernel has it."""
+    return sum(part.rss for part in psutil.Process(pid).memory_maps())
 
 
 def proportional(pid: int) -> int:
-    """Return the same with what several processes share counted in parts (PSS). Raises OSError."""
-    return resident(pid, "Pss")
-
-
-def stat(pid: int) -> tuple[str, int, float, float]:
-    """Return a process's name, its parent, CPU seconds of its own, and of the children that ended."""
-    name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(") ")
-    fields = rest.split()
-    own, ended = (sum(map(int, fields[at : at + 2])) / TICKS for at in (11, 13))
-    return name, int(fields[1]), own, ended
+    """Return the same with what several processes share counted in parts (PSS)."""
+    return int(psutil.Process(pid).memory_full_info().pss)
 
 
 def host_cpu(pids: list[int]) -> float:
@@ -75,38 +63,42 @@ def host_cpu(pids: list[int]) -> float:
 
     A health check is a child of the shim, as is the engine's runc for it.
     """
-    shims = {stat(pid)[1] for pid in pids}
+    sidecars = [psutil.Process(pid) for pid in pids]
     own_net = os.readlink("/proc/self/ns/net")
     engine = set()
-    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdecimal()):
-        with contextlib.suppress(OSError):  # it has ended
-            here = os.readlink(f"/proc/{pid}/ns/net") == own_net  # no engine of other tests
-            if here and stat(pid)[0] in ("dockerd", "containerd"):
-                engine.add(pid)
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):  # it has ended
+            here = os.readlink(f"/proc/{process.pid}/ns/net") == own_net  # no engine of other tests
+            if here and process.name() in ("dockerd", "containerd"):
+                engine.add(process)
     if not engine:
         raise NotMeasuredError("the engine's processes are not to be seen from here")
-    return sum(stat(pid)[2] for pid in pids) + sum(sum(stat(pid)[2:]) for pid in shims | engine)
+    shims = {shim for process in sidecars if (shim := process.parent())}
+    times = [each.cpu_times() for each in engine | shims]
+    children = sum(each.children_user + each.children_system for each in times)
+    times += [process.cpu_times() for process in sidecars]
+    return float(sum(each.user + each.system for each in times) + children)
 
 
 def descriptors(pid: int) -> int:
-    """Return how many file descriptors a process has open when it does nothing. Raises OSError."""
+    """Return how many file descriptors a process has open when it does nothing."""
     looks = []
     for _ in range(20):  # a probe, for one, has a connection of its own for a moment
-        looks.append(len(os.listdir(f"/proc/{pid}/fd")))
+        looks.append(psutil.Process(pid).num_fds())
         time.sleep(0.01)
     return min(looks)
 
 
 def seconds_to_end(pid: int, timeout: float = 10.0) -> float:
-    """Send SIGTERM to a process; return the seconds until it has ended. Raises AssertionError."""
-    process = os.pidfd_open(pid)
-    try:
-        began = time.monotonic()
-        signal.pidfd_send_signal(process, signal.SIGTERM)
-        assert select.select([process], [], [], timeout)[0], f"runs on after {timeout:g} s"
-        return time.monotonic() - began
-    finally:
-        os.close(process)
+    """Send SIGTERM to a process; return the seconds until it has ended.
+
+    Raises psutil.TimeoutExpired.
+    """
+    process = psutil.Process(pid)
+    began = time.monotonic()
+    process.terminate()
+    process.wait(timeout)
+    return time.monotonic() - began
 
 
 # ---- the peers
@@ -133,20 +125,8 @@ class Peers(NamedTuple):
 @contextlib.contextmanager
 def run_peers() -> Iterator[Peers]:
     """Start the peers, and end them afterwards."""
-    with peer("registry") as registry, peer("service") as service:
-        yield Peers(registry, service)
-
-
-@contextlib.contextmanager
-def peer(name: str) -> Iterator[int]:
-    """Run a test peer; yield its port."""
-    command = [sys.executable, "-m", f"kit.peers.{name}", "--port", "0"]
-    with subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline().rpartition(":")[2])
-        finally:
-            process.terminate()
+    with Program("registry") as registry, Program("service") as service:
+        yield Peers(registry.port, service.port)
 
 
 # ---- the sidecars
@@ -173,6 +153,28 @@ class Subject(Sidecar):
             assert time.monotonic() < until, f"only {self.beats} heartbeats within {timeout:g} s"
             assert self.process.poll() is None, f"the agent has ended\n{self.lines[-5:]}"
             time.sleep(0.1)
+
+
+class Renewed(Subject):
+    """A sidecar whose token and probe headers change after each heartbeat, on disk."""
+
+    def __init__(self, *command: str, **settings: Any) -> None:
+        super().__init__(*command, **settings)
+        for name in ("REGISTRY_TOKEN_FILE", "SERVICE_HEALTH_HEADERS_FILE"):
+            self.settings[name] = f"{self.directory.name}/{name}"
+        self.renew()
+
+    def renew(self) -> None:
+        """Write both anew."""
+        Path(str(self.settings["REGISTRY_TOKEN_FILE"])).write_text(secrets.token_hex(450))
+        header = f"Authorization: Bearer {secrets.token_hex(450)}"
+        Path(str(self.settings["SERVICE_HEALTH_HEADERS_FILE"])).write_text(header)
+
+    def heard(self, line: str) -> None:
+        """Take one line of the log."""
+        super().heard(line)
+        if "Heartbeat accepted" in line:
+            self.renew()
 
 
 class Contained(Subject):
@@ -221,15 +223,19 @@ class Version:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.python: tuple[str, ...] = (sys.executable, "-I")
-        self.bench = str(BENCH)  # the directory, for this Python
+        self.tests = str(TESTS)  # the directory, for this Python
 
     def agent(self, **settings: Any) -> Subject:
         """Return the agent, not yet started."""
         return Subject(*self.python, str(self.root / "agent.py"), **settings)
 
+    def renewed_agent(self, **settings: Any) -> Renewed:
+        """Return it with a token and headers that are renewed all the time."""
+        return Renewed(*self.python, f"{self.tests}/kit/clock.py", str(self.root), **settings)
+
     def fast_agent(self, **settings: Any) -> Subject:
         """Return the agent with a clock that jumps over its pauses."""
-        return Subject(*self.python, f"{self.bench}/fast_agent.py", str(self.root), **settings)
+        return Subject(*self.python, f"{self.tests}/kit/clock.py", str(self.root), **settings)
 
 
 class Image(Version):
@@ -242,7 +248,7 @@ class Image(Version):
         self.images, self.name = images, name
         self.tag = images.build(name, root)
         self.python = (*DOCKER_RUN, "--entrypoint=python", self.tag, "-I")
-        self.bench = "/bench"
+        self.tests = "/tests"
 
     def build_with_tls(self) -> str:
         """Build the other image, and return its tag."""
@@ -253,7 +259,7 @@ class Image(Version):
 
     def fast_agent(self, **settings: Any) -> Contained:
         """Return it; `options` are those of `docker run`."""
-        return Contained(self.images, self.tag, "/bench/fast_agent.py", "/app", **settings)
+        return Contained(self.images, self.tag, "/tests/kit/clock.py", "/app", **settings)
 
 
 @contextlib.contextmanager
@@ -265,7 +271,9 @@ def run_many(
     Args: seconds between two health checks, None for none; settings. Raises NotMeasuredError.
     """
     client, containers = image.images.client, []
-    check: dict[str, Any] = {"test": ["NONE"]} if interval is None else {"interval": interval * SECOND}
+    check: dict[str, Any] = {"interval": (interval or 0) * SECOND}
+    if interval is None:
+        check = {"test": ["NONE"]}
     try:
         for each in range(number):
             variables = settings | {"SERVICE_NAME": f"bench_{each}", "SERVICE_HOST": "127.0.0.1"}

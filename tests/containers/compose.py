@@ -37,7 +37,7 @@ class Header(NamedTuple):
     """The examples in the template's header, in their order there, without the comment signs."""
 
     values: str
-    command: str
+    compose_file: str
     extends: str
     networks: str
     dotenv: str

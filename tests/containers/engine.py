@@ -253,10 +253,12 @@ class Lab:
         container.start()
         return node
 
-    def registry(self, *arguments: str, alias: str = "registry", ttl: float = TTL, **options: Any) -> PeerNode:
-        """Start the embedded registry on port 8888, with its own arguments, and wait until it answers."""
+    def registry(
+        self, *arguments: str, alias: str = "registry", ttl: float = TTL, port: int = 8888, **options: Any
+    ) -> PeerNode:
+        """Start the embedded registry, with its own arguments, and wait until it answers."""
         command = ["-m", "kit.peers.registry", "--ttl", str(ttl), *arguments]
-        return self._peer(command, alias, 8888, options)
+        return self._peer(command, alias, port, options)
 
     def service(self, *arguments: str, alias: str = "service", **options: Any) -> PeerNode:
         """Start the toy service on port 8080, with its own arguments, and wait until it answers."""
@@ -264,7 +266,8 @@ class Lab:
 
     def _peer(self, command: list[str], alias: str, port: int, options: Mapping[str, Any]) -> PeerNode:
         where = ["--host", "0.0.0.0", "--port", str(port), "--verbose"]
-        node = PeerNode(self.run(self.peer_image, ["python", *command, *where], alias, **options), port)
+        control = port + 1 if "--tls" in command else port
+        node = PeerNode(self.run(self.peer_image, ["python", *command, *where], alias, **options), control)
         node.wait_for("listening on")
         return node
 

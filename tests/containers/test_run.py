@@ -32,7 +32,7 @@ def test_it_runs_hardened(lab: Lab) -> None:
     record = registry.wait_record()
     assert record["endpoint"] == "http://service:8080"
     assert record["metadata"] == {"version": "1.0.0", "status": "healthy"}
-    assert moment(record["registered_at"]) - moment(sidecar.state["StartedAt"]) <= PROMPTLY
+    assert record["registered_at"] - moment(sidecar.state["StartedAt"]) <= PROMPTLY
     sidecar.wait_health("healthy", r"^registered, last heartbeat \d+ s ago$")
     assert memory(sidecar, "VmRSS") <= MEMORY
 

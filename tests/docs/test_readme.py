@@ -23,29 +23,51 @@ from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, wait_until
 README, GUIDE = "README.md", "INTEGRATION_GUIDE.md"
 FIGURES = "tests/FIGURES.md"
 # The commands outside the blocks that tests/containers/test_documents.py types in: what runs them.
+DOCUMENTS, TRY = "tests/containers/test_documents.py", "tests/containers/test_try.py"
 RUN_ELSEWHERE = {
     "sh tests/demo.sh": "tests/docs/test_demo.py",
-    "sh tests/demo.sh --consul": "tests/docs/test_demo.py",
     "sh tests/run.sh": "this very run",
     "sh tests/run.sh all": "CI",
     "docker build -t vertice-registry-sidecar:latest .": "tests/containers/test_image.py",
+    "docker compose -f docker/try.yml up --build": TRY,
+    "docker compose kill service": TRY,
+    "docker compose start service": TRY,
+    "docker compose stop registry": TRY,
+    "docker compose start registry": TRY,
+    "docker compose ps": TRY,
+    "docker compose stop sidecar": TRY,
+    "docker compose start sidecar": TRY,
+    "docker compose down --rmi local": TRY,
+    "docker compose run --rm --no-deps vertice-osint-sidecar --check": DOCUMENTS,
+    "docker compose up -d": DOCUMENTS,
+    "docker logs vertice-osint-sidecar": DOCUMENTS,
+    "docker exec vertice-osint-sidecar python -I -S /app/healthcheck.pyc --ready": DOCUMENTS,
+    "docker compose rm -s -f vertice-osint-sidecar": DOCUMENTS,
+    "docker run --rm vertice-registry-sidecar:latest --help": DOCUMENTS,
+    "docker pause": "tests/containers/test_failures.py",
+    "docker inspect": DOCUMENTS,
+    "docker stop": DOCUMENTS,
+    "docker compose stop": "tests/containers/test_stop_order.py",
 }
 PATIENCE = 10.0  # seconds
 
 
 def test_the_settings_table_is_complete_and_its_defaults_are_right() -> None:
     rows = {code(name)[0]: default for name, default, _ in table(README, "Settings")}
-    settings = agent.read_settings({"SERVICE_NAME": "abc", "SERVICE_HOST": "abc"})._asdict()
-    del settings["vertice_registry_token"], settings["registry_auth_token"]  # in the row of REGISTRY_TOKEN
-    assert list(rows) == [name for name in rows if name.lower() in settings]
-    assert {name.lower() for name in rows} == set(settings)
+    in_the_row_of_another = {"VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN"}
+    assert set(rows) == set(agent.SETTINGS) - in_the_row_of_another
     for name, default in rows.items():
-        value = settings[name.lower()]
-        if default == "none":
-            assert not value
-        elif default != "required":
-            shown = str(value).lower() if isinstance(value, bool) else f"{value:g}" if value is float else str(value)
-            assert code(default)[0] == re.sub(r"\.0$", "", shown), name
+        assert "".join(code(default)) == agent.SETTINGS[name].default, name
+        assert default in ("none", "required") or code(default), name
+
+
+def test_the_size_that_it_tells_of_agent_py_is_its_own() -> None:
+    lines = (ROOT / "agent.py").read_text(encoding="utf-8").splitlines()
+    job = next(number for number, line in enumerate(lines) if re.fullmatch("# -+ the registry", line))
+    told = re.search(r"script of ([\d,]+) lines, of which the\s+first (\d+) are the job", read(README))
+    assert told
+    assert abs(int(told[1].replace(",", "")) - len(lines)) <= 100
+    assert abs(int(told[2]) - job) <= 50
 
 
 def real_output() -> tuple[list[str], list[str]]:
@@ -79,7 +101,7 @@ def real_output() -> tuple[list[str], list[str]]:
             registry.play("list", ["status", 500], times=FOREVER)
             sidecar.wait_for("does not tell", timeout=40)
             registry.sane()
-            registry.play("heartbeat", ["status", 200, "<html></html>"], times=1)
+            registry.play("*", ["status", 200, "<html></html>"], times=1)
             sidecar.wait_for("a web page")
             os.kill(sidecar.pid, signal.SIGSTOP)
             time.sleep(2.5)  # more than two intervals
@@ -96,7 +118,7 @@ def real_output() -> tuple[list[str], list[str]]:
             sidecar.wait_for("READY again")
             service.version = "2.0.0"
             sidecar.wait_for("Service has changed")
-            registry.play("heartbeat", "hang")
+            registry.play("*", "hang")
             sidecar.wait_for("no answer within")
             registry.stop()
             note(sidecar, "^registry unreachable.*refused")
@@ -108,10 +130,12 @@ def real_output() -> tuple[list[str], list[str]]:
                 draining.wait_registered()
                 os.kill(draining.pid, signal.SIGTERM)
                 note(draining, "draining")
+            with Sidecar(registry, service) as without_token:
+                without_token.wait_for("asks for a token")
     log = list(sidecar.lines)
     with Sidecar(None, None, SERVICE_NAME="a b", REGISTRY_URL="https://") as sidecar:
         sidecar.wait()
-    return log + sidecar.lines, health
+    return log + without_token.lines + sidecar.lines, health
 
 
 def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
@@ -133,33 +157,23 @@ def test_the_example_to_paste_is_accepted_by_the_agent() -> None:
     example: dict[str, Any] = yaml.safe_load(next(b.text for b in blocks(README) if b.language == "yaml"))
     (sidecar,) = example["services"].values()
     variables = {name: str(value) for name, value in sidecar["environment"].items()}
-    assert agent.doubts(agent.read_settings(variables)) == []
-
-
-def test_it_is_short_enough_to_be_read() -> None:
-    lines = read(README).splitlines()
-    assert len(lines) <= 240
-    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+    assert agent.doubts_about(agent.read_settings(variables), variables) == []
 
 
 def test_every_block_and_command_is_of_a_kind_that_some_test_looks_at() -> None:
-    assert {b.language for b in blocks(README)} == {"", "yaml", "text", "console"}
-    commands = re.findall(r"(?:`|^\$ )((?:sh|docker build) [^`\n]+)", read(README), re.MULTILINE)
+    assert {b.language for b in blocks(README)} == {"", "yaml", "console", "sh"}
+    commands = re.findall(r"(?:`|^\$ )((?:sh|docker) [^`\n]+)", read(README), re.MULTILINE)
     assert set(commands) == set(RUN_ELSEWHERE)
 
 
-def test_the_diagrams_fit_a_terminal_and_have_the_requests_and_states_of_the_code() -> None:
-    requests_made, states = (b.text for b in blocks(README) if not b.language)
-    for line in (requests_made + states).splitlines():
+def test_the_diagram_fits_a_terminal_and_has_the_requests_of_the_code() -> None:
+    (diagram,) = (b.text for b in blocks(README) if not b.language)
+    for line in diagram.splitlines():
         assert line.isascii()
         assert len(line) <= 80
     for row in table(README, "What the registry must offer"):
         path = code(row[0])[0].removesuffix("/osint_service").split()[1]
-        assert path in requests_made
-    annotated = {name: getattr(method, "__annotations__", {}) for name, method in vars(agent.Agent).items()}
-    names = [name for name, hints in annotated.items() if hints.get("return") == agent.State]
-    assert len(names) == 4
-    assert [name for name in [*names, "stop"] if not re.search(rf"\b{name}\b", states)] == []
+        assert path in diagram
 
 
 def shape_of(content: object) -> object:

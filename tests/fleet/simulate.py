@@ -21,7 +21,7 @@ from fleet.simulation import Trouble, between, busiest, simulate
 
 INTERVAL = 30.0  # seconds, of a heartbeat
 SPREAD = 300.0  # seconds after which a fleet is in its steady state
-CYCLE = agent.LOOK_EVERY * INTERVAL  # the steady state repeats itself after so many seconds
+CYCLE = 9 * INTERVAL  # seconds of the steady state that are looked at
 MINUTES = 60.0
 DAY = 86400.0
 WATCHED = 360.0  # seconds after the registry's return
@@ -99,7 +99,7 @@ class Steady(NamedTuple):
 
 
 def steady(size: int, seed: int, jitter: bool = True) -> Steady:
-    """Look at one whole cycle of the steady state."""
+    """Look at the steady state for a while."""
     seeds = range(seed, seed + (RUNS if jitter and size <= 1000 else 1))
     runs = [simulate(size, SPREAD + CYCLE, Trouble(), number, jitter) for number in seeds]
     cycles = [between(seen.arrivals, SPREAD, SPREAD + CYCLE) for seen in runs]

@@ -1,8 +1,6 @@
 """A fleet in one process: the real `Agent` of agent.py, thousands of them, on a simulated clock.
 
-Each sidecar is a greenlet that runs the agent's own states: schedule, phase, backoff, jitter, probes and the
-meaning of answers are agent.py's. Replaced is what reaches out of it: what the constructor takes (clock, randomness,
-signals and their sleep), the heartbeat file, the look at the network, and `Peer.exchange` with the registry.
+Each sidecar is a greenlet that runs the agent's own states, as kit/simulated.py has it.
 """
 
 from __future__ import annotations
@@ -16,12 +14,14 @@ import logging
 import math
 import random
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from greenlet import getcurrent, greenlet
 
 import agent
+from kit.clock import Clock
+from kit.simulated import simulated_agent
 
 OVERSHOOT = 1e-4  # seconds that a sleep takes too long, as every real one does
 TTL = agent.REGISTRY_TTL
@@ -37,28 +37,30 @@ CREATED, OK = agent.Answer(201), agent.Answer(200)
 LONG_LIST = agent.Answer(200, body=b" " * (agent.MAX_BODY + 1))
 
 
-class World:
+class World(Clock):
     """The simulated clock, and whose turn it is: the sleeper's who wakes first."""
 
     def __init__(self) -> None:
-        self.now = 0.0  # seconds
+        super().__init__()
         self.until = 0.0  # the end of `run`
         self.sleepers: list[tuple[float, int, greenlet]] = []  # a heap
         self.numbers = itertools.count()  # settle ties
         self.hub = getcurrent()
 
-    def clock(self) -> float:
-        return self.now
+    @property
+    def now(self) -> float:
+        """The time in seconds."""
+        return self.skipped
 
     def start(self, work: Callable[[], object]) -> None:
         """Have a greenlet of its own begin this work now."""
         heapq.heappush(self.sleepers, (self.now, next(self.numbers), greenlet(work, self.hub)))
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float, /) -> None:
         """Let the others go on until so many seconds have passed."""
         wake = self.now + seconds + OVERSHOOT
         if wake <= self.until and (not self.sleepers or wake < self.sleepers[0][0]):
-            self.now = wake  # nobody wakes before
+            self.skipped = wake  # nobody wakes before
             return
         heapq.heappush(self.sleepers, (wake, next(self.numbers), getcurrent()))
         self.hub.switch()
@@ -67,9 +69,9 @@ class World:
         """Let simulated time pass until then."""
         self.until = until
         while self.sleepers and self.sleepers[0][0] <= until:
-            self.now, _, sleeper = heapq.heappop(self.sleepers)
+            self.skipped, _, sleeper = heapq.heappop(self.sleepers)
             sleeper.switch()
-        self.now = until
+        self.skipped = until
 
     def end(self) -> None:
         """Stop all: a greenlet that is thrown away while it sleeps ends there."""
@@ -155,58 +157,15 @@ class Registry:
         self.absences.extend(self.world.now - expires for expires in self.expires.values() if expires < self.world.now)
 
 
-class Line(agent.Peer):
-    """A sidecar's way to the registry; no socket is opened."""
+def start_sidecar(world: World, registry: Registry, number: int, uniform: agent.Uniform) -> None:
+    """Start the real agent, on a line to the simulated registry."""
+    name = name_of(number)
+    settings = agent.Settings({**SETTINGS.values, "SERVICE_NAME": name})
 
-    def __init__(self, real: agent.Peer, registry: Registry, name: str) -> None:
-        self.wire, self.far_end, self.name = real.wire, registry, name
+    def carry(_method: str, path: str, timeout: float) -> agent.Answer:
+        return registry.exchange(name, path, timeout)
 
-    def exchange(  # the simulated registry needs but the path
-        self,
-        method: str,  # noqa: ARG002
-        path: str,
-        headers: Mapping[str, str],  # noqa: ARG002
-        body: bytes,  # noqa: ARG002
-        timeout: float,
-    ) -> agent.Answer:
-        return self.far_end.exchange(self.name, path, timeout)
-
-
-class NoSignals(agent.Signals):
-    """Nothing interrupts a simulated wait, and so no file is needed for it."""
-
-    def __init__(self, sleep: Callable[[float], None]) -> None:
-        self.sleep, self.stopping = sleep, False
-
-    def pause(self, duration: float) -> None:
-        """Sleep in one go."""
-        self.sleep(duration)
-
-
-class NoFile(agent.SignOfLife):
-    """A sign of life that nobody sees."""
-
-    def promise(self, duration: float) -> None:
-        """Write no file."""
-
-
-class NoNetwork(agent.Network):
-    """A network that nobody looks at: real looks, at every simulated pause, would take hours."""
-
-    def check(self) -> None:
-        """Find it as it was."""
-
-
-class Sidecar(agent.Agent):
-    """The real agent, without its heartbeat file, on a line to a simulated registry."""
-
-    def __init__(self, world: World, registry: Registry, number: int, uniform: agent.Uniform) -> None:
-        name = name_of(number)
-        settings = SETTINGS._replace(service_name=name)
-        super().__init__(settings, NoSignals(world.sleep), world.clock, uniform)
-        self.life = self.record.life = NoFile(settings.heartbeat_file, world.clock)
-        self.network = NoNetwork(world.clock)
-        self.registry.peer = Line(self.registry.peer, registry, name)
+    world.start(simulated_agent(settings, world, uniform, carry).run)
 
 
 def name_of(number: int) -> str:
@@ -225,7 +184,7 @@ def simulate(size: int, lasts: float, trouble: Trouble, seed: int, jitter: bool 
         world, chance = World(), random.Random(seed)
         registry = Registry(world, trouble, chance, size)
         for number in range(size):
-            world.start(Sidecar(world, registry, number, chance.uniform if jitter else no_jitter).run)
+            start_sidecar(world, registry, number, chance.uniform if jitter else no_jitter)
         world.run(lasts)
         registry.end()
         world.end()

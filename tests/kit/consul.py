@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
 import requests
 
 from kit.peers.server import Peer
@@ -27,6 +26,8 @@ QUICK = {"probe_interval": "200ms", "probe_timeout": "100ms", "gossip_interval":
 
 def find_consul() -> str:
     """Return the program. Skips the test, or fails it, where there is none."""
+    import pytest  # which the demo does without
+
     program = shutil.which("consul")
     if program is None and os.environ.get("REQUIRE_CONSUL") == "1":
         pytest.fail("REQUIRE_CONSUL=1, but there is no consul on the PATH")
@@ -73,7 +74,7 @@ class ConsulAgent:
     def start(self, empty: bool = False) -> Self:
         """Start it, with its data unless `empty`; it is not waited for."""
         if empty:
-            shutil.rmtree(self.directory)
+            shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(exist_ok=True)
         file = self.directory.with_suffix(".json")
         file.write_text(json.dumps(self.configuration | {"retry_join": self.friends}))
@@ -97,9 +98,11 @@ class ConsulAgent:
         self.kill()
 
     def ask(self, method: str, path: str, **options: Any) -> requests.Response:
-        """Send one request."""
+        """Send one request, not by a proxy of the surroundings."""
         url = f"http://127.0.0.1:{self.port}{path}"
-        return requests.request(method, url, headers=self.headers, timeout=10, **options)
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.request(method, url, headers=self.headers, timeout=10, **options)
 
     def get(self, path: str) -> Any:
         """Return what JSON it answers, None where it answers none."""

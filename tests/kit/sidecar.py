@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ AGENT = ROOT / "agent.py"
 HEALTHCHECK = ROOT / "healthcheck.py"
 NAME = "osint_service"
 FOREVER = None
+STOP_PROMISE = 3.0  # seconds from a signal to the end
 
 T = TypeVar("T")
 
@@ -146,6 +148,13 @@ class Sidecar:
         code = self.wait(timeout)
         return code, time.monotonic() - began
 
+    def assert_stops(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal, and check that the agent ends as it promises."""
+        code, seconds = self.stop(number)
+        assert code == 0, self.log
+        assert seconds < STOP_PROMISE, self.log
+        assert "Traceback" not in self.log
+
     def wait(self, timeout: float = 10.0) -> int:
         """Wait for the end; return the exit code. The whole log is there then."""
         code = self.process.wait(timeout)
@@ -197,6 +206,18 @@ def run_agent(
     )
 
 
+def break_agent(directory: Path, code: str) -> Path:
+    """Write a copy of the agent with this code before its last lines, and its healthcheck.py.
+
+    So a test puts a bug into it, without a word of its source. Return the copy of agent.py.
+    """
+    source, last, end = AGENT.read_text().rpartition('\nif __name__ == "__main__":\n')
+    broken = directory / "agent.py"
+    broken.write_text(f"{source}\n{code}\n{last}{end}")
+    shutil.copy(HEALTHCHECK, directory)
+    return broken
+
+
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR|CRITICAL) .{1,400}")
 
 
@@ -207,6 +228,22 @@ def odd_lines(lines: Iterable[str]) -> list[str]:
     """
     own = (line for line in lines if "Registry sidecar starts" not in line)
     return [line for line in own if not (LINE.fullmatch(line) and line.isprintable())]
+
+
+# What no reader needs: a library's place, its constants, a capital made small.
+RUBBISH = re.compile(r"_ssl\.c|\[SSL|\[X509|Traceback|\b[a-z][A-Z]{2,}|no reason given")
+CONSTANT = re.compile(r"\b[A-Z0-9]+(?:_[A-Z0-9]+)+\b")
+OURS = re.compile("(SERVICE|REGISTRY|VERTICE|HEARTBEAT|INITIAL|DEREGISTER|DRAIN|LOG|SSL)_[A-Z_]+")
+
+
+def unreadable(lines: Iterable[str]) -> list[str]:
+    """Return the lines with words in them that only a programmer could read."""
+    return [
+        line
+        for line in lines
+        if RUBBISH.search(line)
+        or not all(OURS.fullmatch(constant) for constant in CONSTANT.findall(line))
+    ]
 
 
 class Sampler:
@@ -240,12 +277,15 @@ __all__ = [
     "HEALTHCHECK",
     "NAME",
     "ROOT",
+    "STOP_PROMISE",
     "TESTS",
     "Sampler",
     "Sidecar",
     "ToyService",
+    "break_agent",
     "environment",
     "odd_lines",
     "run_agent",
+    "unreadable",
     "wait_until",
 ]

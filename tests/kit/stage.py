@@ -14,9 +14,11 @@ names     {name: [address, ...]}, or the name of an exception for the look-up to
 held      names whose look-up answers only when they are here no longer, and then what was true
           when it began
 threads   False: there is no thread to be had
+networks  what an exception says that ends the look at the list of networks, as none ever did
 jumping   True, from the start: time.sleep takes no time, but the clocks say that it did
 ahead     from the start, and more of it later: the seconds for which the host was suspended; only
           the clock that goes on meanwhile (CLOCK_BOOTTIME) has them
+seed      from the start: what the agent draws by chance follows from it
 again     True: whenever the agent changes how it takes signals, one more SIGTERM comes before;
           where this is named at the start, if only as False, Python's own end takes 0.3 s
 """
@@ -27,6 +29,7 @@ import _thread
 import builtins
 import json
 import os
+import random
 import runpy
 import signal
 import socket
@@ -72,6 +75,7 @@ class Stage:
 
 path = Path(sys.argv[1]) if __name__ == "__main__" else Path()
 resolve, start_new = socket.getaddrinfo, _thread.start_new_thread
+name_networks = socket.if_nameindex
 monotonic, clock_gettime, sleep = time.monotonic, time.clock_gettime, time.sleep
 take_signal = signal.signal
 skipped = 0.0  # seconds
@@ -121,6 +125,13 @@ def start_thread(*arguments: Any) -> int:
     return start_new(*arguments)
 
 
+def list_networks() -> list[tuple[int, str]]:
+    """Do what socket.if_nameindex does, or fail as it never does."""
+    if words := scenery().get("networks"):
+        raise RuntimeError(words)
+    return name_networks()
+
+
 def skip(seconds: Any) -> None:
     global skipped
     skipped += seconds
@@ -153,12 +164,14 @@ class SlowEnd:
 def main() -> None:
     """Set the stage, and run the agent on it as `python agent.py` would."""
     socket.getaddrinfo = look_up
+    socket.if_nameindex = list_networks
     _thread.start_new_thread = start_thread
     threading._start_new_thread = start_thread  # type: ignore[attr-defined]
     if "jumping" in scenery() or "ahead" in scenery():
         time.monotonic, time.clock_gettime = moved_monotonic, moved_clock
     if "jumping" in scenery():
         time.sleep = skip
+    random.seed(scenery().get("seed"))
     if "again" in scenery():
         signal.signal = take_signal_late
         sys.slow_end = SlowEnd()  # type: ignore[attr-defined]  # sys is among the last to go

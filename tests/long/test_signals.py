@@ -6,6 +6,7 @@ How one gets to such a point, and how many there are: tests/long/signals/.
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -13,19 +14,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from kit.certificates import certificate
 from kit.peers.registry import Registry
-from kit.peers.server import Answer, Request
 from kit.peers.service import ToyService
 from kit.sidecar import AGENT, FOREVER, TESTS, Sidecar, odd_lines
 
 SIGNALS = TESTS / "long" / "signals"
 ACCEPTED = re.compile("Heartbeat accepted|Service registered successfully")
+LEAST_ACCEPTED = 4  # by an agent that went on
+LEAST_POINTS = 300
+STRIDE = 7
 
 
 def build(name: str, home: Path) -> Path:
@@ -46,60 +51,61 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("points", tmp_path_factory.mktemp("signals"))
 
 
-class UnwellAtFirst(ToyService):
-    """Answers 503 once on each path, so that an agent sleeps right before it registers."""
+class Way(NamedTuple):
+    """A window of an agent's life (signals/deliver.py says which), and what it is like there."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.paths: set[str] = set()
-
-    def route(self, _method: str, _path: str) -> str:
-        return "health"
-
-    def answer(self, request: Request) -> Answer:
-        if request.path in self.paths:
-            return super().answer(request)
-        self.paths.add(request.path)
-        return Answer(503)
+    window: str = "2"
+    tls: bool = False
+    kept: bool = True  # the registry's connection
+    host: str = "127.0.0.1"  # or a name, that has to be looked up
+    settings: Mapping[str, object] = {}
+    arguments: tuple[str, ...] = ()
+    codes: tuple[int, ...] = (0,)  # exit codes
 
 
-def deliver(number: signal.Signals, library: Path, way: str, stride: int, home: Path) -> None:
-    """Deliver the signal at every so many points of one exchange, and judge what comes of it.
+WAYS = {
+    "kept": Way(),
+    "name": Way(kept=False, host="localhost", settings={"SERVICE_HEALTH_CHECK": "tcp"}),
+    "tls": Way(tls=True),
+    "tls-new": Way(tls=True, kept=False, host="localhost"),
+    "start": Way("start"),
+    "stop": Way("stop", settings={"DRAIN_SECONDS": 5}),
+    "check": Way("start", arguments=("--check",), codes=(130, 0)),  # 0: it came after the work
+}
 
-    Ways: "kept", a heartbeat on a kept connection, after a probe by http; "name", a heartbeat on a
-    new connection, with a name look-up, after a probe by tcp with another; "register", the first
-    registration.
-    """
-    service: ToyService = UnwellAtFirst() if way == "register" else ToyService()
-    registry = Registry(keep_alive=way != "name")
-    with registry, service:
-        host = "localhost" if way == "name" else "127.0.0.1"
+
+def deliver(number: signal.Signals, library: Path, name: str, stride: int, home: Path) -> None:
+    """Deliver the signal at every so many points of one window, and judge what comes of it."""
+    way = WAYS[name]
+    tls, ca_file = certificate(home, way.host) if way.tls else (None, "")
+    scheme = "https" if way.tls else "http"
+    with Registry(keep_alive=way.kept, tls=tls) as registry, ToyService(tls=tls) as service:
         settings = {
             "SERVICE_NAME": "service_{point}",
-            "SERVICE_HOST": host,
+            "SERVICE_HOST": way.host,
             "SERVICE_PORT": service.port,
-            "SERVICE_HEALTH_CHECK": "tcp" if way == "name" else "http",
-            "SERVICE_HEALTH_ENDPOINT": "/health/{point}" if way == "register" else "/health",
-            "REGISTRY_URL": f"http://{host}:{registry.port}",
+            "SERVICE_SCHEME": scheme,
+            "SERVICE_CA_FILE": ca_file,
+            "REGISTRY_URL": f"{scheme}://{way.host}:{registry.port}",
+            "REGISTRY_CA_FILE": ca_file,
             "HEARTBEAT_FILE": home / "{point}",
+            **way.settings,
         }
-        # The agent sleeps before its registration (where it does), and before each heartbeat.
-        window = 1 if way == "register" else 2
         script = SIGNALS / "deliver.py"
-        arguments = [AGENT, library, number.name, window, stride]
+        arguments = [AGENT, library, number.name, way.window, stride, *way.arguments]
         done = subprocess.run(
             [sys.executable, "-I", str(script), *map(str, arguments)],
-            env={name: str(value) for name, value in settings.items()},
+            env={key: str(value) for key, value in settings.items()},
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
         reports = [json.loads(line) for line in done.stdout.splitlines()]
         count = int(reports[0]["place"])
-        print(f"{len(reports) - 1} of {count} points of {way}")
-        assert count > 500, "the window is not what it should be"
+        print(f"{len(reports) - 1} of {count} points of {name}, {number.name}")
+        assert count > LEAST_POINTS, "the window is not what it should be"
         assert sum(bool(report["place"]) for report in reports) > 0.9 * len(reports)
-        wrong = [judge(report, number, 2 * window, registry) for report in reports]
+        wrong = [judge(report, number, way, registry) for report in reports]
         assert not any(wrong), summary(wrong)
 
 
@@ -110,43 +116,41 @@ def summary(wrong: list[str]) -> str:
     return "\n".join([f"{len(found)} of {len(wrong)}", *heads, found[0]])
 
 
-def judge(report: dict[str, Any], number: signal.Signals, least: int, registry: Registry) -> str:
-    """Say what is wrong with an agent, if anything is; `least` acceptances show that it went on."""
+def judge(report: dict[str, Any], number: signal.Signals, way: Way, registry: Registry) -> str:
+    """Say what is wrong with an agent, if anything is."""
     lines, wrong = report["stdout"].splitlines(), []
-    if report["code"] != 0:
+    if report["code"] not in way.codes:
         wrong.append(f"exit {report['code']}")
-    if report["stderr"] or odd_lines(lines) or " ERROR " in report["stdout"]:
+    odd = [line for line in lines if not line.isprintable()] if way.arguments else odd_lines(lines)
+    if report["stderr"] or odd or " ERROR " in report["stdout"] or "Traceback" in report["stdout"]:
         wrong.append("more than log lines")
     # A registration that nobody has heard accepted may be another's record: it expires by itself.
     heard = "Service registered successfully" in report["stdout"]
     if heard and registry.record(f"service_{report['point']}"):
         wrong.append("its record is still there")
-    if number == signal.SIGALRM and len(ACCEPTED.findall(report["stdout"])) < least:
+    if number == signal.SIGALRM and len(ACCEPTED.findall(report["stdout"])) < LEAST_ACCEPTED:
         wrong.append("no heartbeats afterwards")
     said = "\n".join(["", *lines[1:], report["stderr"]])
     return f"{report['point']} {report['place']}: {', '.join(wrong)}{said}" if wrong else ""
 
 
-@pytest.mark.parametrize(
-    ("number", "way"),
-    [
-        (signal.SIGTERM, "kept"),
-        (signal.SIGTERM, "name"),
-        (signal.SIGTERM, "register"),
-        (signal.SIGALRM, "kept"),
-        (signal.SIGALRM, "name"),
-    ],
-)
+TERM = [(signal.SIGTERM, way) for way in WAYS]
+ALWAYS = [(signal.SIGTERM, "kept"), (signal.SIGTERM, "tls")]
+LATE = [(signal.SIGALRM, way) for way in ("kept", "name", "tls", "tls-new")]
+
+
+@pytest.mark.parametrize(("number", "way"), TERM + LATE)
 def test_at_some_points(number: signal.Signals, way: str, library: Path, tmp_path: Path) -> None:
     deliver(number, library, way, 101, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["kept", "name"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("number", "way"), TERM + LATE)
 def test_at_every_point(number: signal.Signals, way: str, library: Path, tmp_path: Path) -> None:
-    """A few of more than 2,000 points may be those where a lock stays held for good."""
-    deliver(number, library, way, 1, tmp_path)
+    """At all of them with EVERY_POINT=1, in half an hour; else at one of some."""
+    every = "EVERY_POINT" in os.environ or (number, way) in ALWAYS
+    deliver(number, library, way, 1 if every else STRIDE, tmp_path)
 
 
 def test_in_the_gap_before_a_sleep(registry: Registry, tmp_path: Path) -> None:

@@ -25,17 +25,25 @@ PROGRESS_EVERY = 30.0  # seconds
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="soak", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=600.0, help="how long to play (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=600.0, help="how long to play (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, help="of the schedule (a random one, printed)")
     parser.add_argument("--agents", type=int, default=8, help="(%(default)s)")
-    parser.add_argument("--interval", type=float, default=2.0, help="HEARTBEAT_INTERVAL; the TTL is twice as long")
-    parser.add_argument("--slack", type=float, default=2.0, help="seconds for a loaded machine (%(default)s)")
+    parser.add_argument(
+        "--interval", type=float, default=2.0, help="HEARTBEAT_INTERVAL; the TTL is twice as long"
+    )
+    parser.add_argument(
+        "--slack", type=float, default=2.0, help="seconds for a loaded machine (%(default)s)"
+    )
     parser.add_argument("--agent", type=Path, default=AGENT,
                         help="another agent.py, its healthcheck.py beside it")  # fmt: skip
     parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND",
                         help=f"keep to this kind of fault; may be repeated: {', '.join(KINDS)}")  # fmt: skip
     parser.add_argument("--stop-at-first", action="store_true", help="end at the first violation")
-    parser.add_argument("--list", type=int, default=0, metavar="N", help="print the first N rounds and do nothing")
+    parser.add_argument(
+        "--list", type=int, default=0, metavar="N", help="print the first N rounds and do nothing"
+    )
     options = parser.parse_args(arguments)
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(10**6)
@@ -56,13 +64,19 @@ def main(arguments: list[str] | None = None) -> int:
                 say(f"  {agent}: {'; '.join(map(str, track))}")
         return 0
     # Deadlines scaled down with the interval: 5 s and 10 s in 30 s would be less, but for a loaded machine.
-    times = Times(2 * options.interval, options.interval, 0.3 * options.interval, 0.4 * options.interval, options.slack)
+    times = Times(
+        2 * options.interval,
+        options.interval,
+        0.3 * options.interval,
+        0.4 * options.interval,
+        options.slack,
+    )
     say(
         f"soak: seed {options.seed}, {options.seconds:g} s, {options.agents} agents,"
         f" TTL {times.ttl:g} s, interval {times.interval:g} s"
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    world = World(options.agents, times, options.agent, options.stop_at_first)
+    world = World(options.agents, times, options.seed, options.agent, options.stop_at_first)
     code = 0
     try:
         with world:

@@ -22,7 +22,9 @@ DROPPED = re.compile(r"(\d+) lines of the log were dropped")
 UNSEEN = re.compile(  # what the peer may know nothing of
     r"connection refused|no answer within|No heartbeat accepted for two intervals|Registry is back"
 )
-OF_SERVICE = re.compile(r"Service is (DOWN|READY)|Health probe|Service has changed|Waiting for the service")
+OF_SERVICE = re.compile(
+    r"Service is (DOWN|READY)|Health probe|Service has changed|Waiting for the service"
+)
 FLOOD = 50  # lines
 MANY_DESCRIPTORS = 12
 MOST_MEMORY = 60_000  # kB
@@ -45,7 +47,12 @@ class Times(NamedTuple):
     def death(self) -> float:
         """The longest that a dead service may still get a heartbeat: three probes, the waits between, one request."""
         spacing = min(2.0, self.interval / 2)
-        return self.retries * self.health_timeout + (self.retries - 1) * spacing + self.registry_timeout + self.slack
+        return (
+            self.retries * self.health_timeout
+            + (self.retries - 1) * spacing
+            + self.registry_timeout
+            + self.slack
+        )
 
     @property
     def usual(self) -> float:
@@ -164,7 +171,10 @@ class Watch:
             if self.late.since(now - self.times.ttl) < LATE:
                 return f"the record is gone, {now - self._refreshed_at:.2f} s after it was last refreshed"
             self.excused += 1
-        if record is not None and now > self.dead_since + self.times.death + self.times.ttl + self._lateness():
+        if (
+            record is not None
+            and now > self.dead_since + self.times.death + self.times.ttl + self._lateness()
+        ):
             self.dead_since = math.inf
             return "the record of a dead service does not expire"
         read_for = now - self._read_since - self.late.since(self._read_since)
@@ -180,7 +190,9 @@ class Watch:
         metadata = record["metadata"] if record else {}
         right = isinstance(metadata, Mapping) and metadata.get("version", "") == self.version
         if record and right and self._refreshed_at >= since:
-            self.backs.append(Back(self._refreshed_at - since, self.due() - since, tuple(self._past)))
+            self.backs.append(
+                Back(self._refreshed_at - since, self.due() - since, tuple(self._past))
+            )
             self._settled = True
             wrong = ""
         elif now > self.due():
@@ -225,7 +237,9 @@ class Watch:
 
 def flooded(times: Sequence[float], window: float) -> int:
     """Return the most lines that came within so many seconds."""
-    return max((bisect.bisect_right(times, at + window) - i for i, at in enumerate(times)), default=0)
+    return max(
+        (bisect.bisect_right(times, at + window) - i for i, at in enumerate(times)), default=0
+    )
 
 
 def about_registry(lines: Sequence[str]) -> int:
@@ -254,7 +268,9 @@ def growth(samples: Sequence[Sample]) -> Sample | None:
     if len(kept) < ENOUGH:
         return None
     first, second = kept[: len(kept) // 2], kept[len(kept) // 2 :]
-    memory = [round(statistics.median(sample.memory for sample in half)) for half in (first, second)]
+    memory = [
+        round(statistics.median(sample.memory for sample in half)) for half in (first, second)
+    ]
     descriptors = [min(sample.descriptors for sample in half) for half in (first, second)]
     return Sample(memory[1] - memory[0], descriptors[1] - descriptors[0])
 

@@ -256,7 +256,9 @@ class Plays:
         self.registry.pause()
         yield
         self.registry.resume()
-        time.sleep(DRAIN)  # what was asked meanwhile is answered now, though nobody waits for it any more
+        time.sleep(
+            DRAIN
+        )  # what was asked meanwhile is answered now, though nobody waits for it any more
 
     def store(self, episode: Episode) -> Iterator[None]:
         self.registry.store = episode.kind.removeprefix("store ")

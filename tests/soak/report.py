@@ -19,7 +19,9 @@ def report(world: World, seed: int, say: Say = print) -> None:
     for line in (*table(world.played, backs), *summary(world)):
         say(line)
     for violation in world.violations:
-        say(f"\nVIOLATION (seed {seed}) at {violation.at:.1f} s, {violation.agent}: {violation.what}")
+        say(
+            f"\nVIOLATION (seed {seed}) at {violation.at:.1f} s, {violation.agent}: {violation.what}"
+        )
         say(f"  going on: {violation.fault}")
         for line in violation.tail:
             say(f"  | {line}")
@@ -34,7 +36,10 @@ def table(played: dict[str, int], backs: Iterable[Back]) -> Iterator[str]:
     worst: dict[str, Back] = {}
     for back in backs:
         for kind in back.causes:
-            if kind not in worst or back.took / back.promised > worst[kind].took / worst[kind].promised:
+            if (
+                kind not in worst
+                or back.took / back.promised > worst[kind].took / worst[kind].promised
+            ):
                 worst[kind] = back
     yield "| fault | played | slowest back | promised, slack included |"
     yield "|---|---:|---:|---:|"
@@ -59,7 +64,10 @@ def summary(world: World) -> Iterator[str]:
         yield f"not met: {', '.join(missed)}"
     if unplayed := [kind for kind in KINDS if kind not in world.played]:
         yield f"not played: {', '.join(unplayed)}"
-    requests = sum(world.registry.count(operation) for operation in ("register", "heartbeat", "list", "deregister"))
+    requests = sum(
+        world.registry.count(operation)
+        for operation in ("register", "heartbeat", "list", "deregister")
+    )
     yield f"requests: {requests} to the registry, {sum(unit.service.count() for unit in units)} probes"
     yield f"log: {sum(len(unit.sidecar.lines) for unit in units)} lines of {len(units)} agents"
     yield f"the record was looked at {world.looks * len(units)} times"

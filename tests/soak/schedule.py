@@ -29,6 +29,7 @@ WITHOUT_OUTAGE = 2  # every so many rounds
 STRETCH = 7  # intervals that such a round takes about
 MIXED = 0.4  # how often an agent has an episode of its own during an outage
 
+
 class Kind(NamedTuple):
     """A kind of episode: how often it is drawn, how long it lasts, what it may cost.
 
@@ -46,6 +47,7 @@ class Kind(NamedTuple):
 
 # Within an interval a fault is met, and within another one, at the end of the TTL, it shows its harm.
 MET, ONE = 1.2, 2.5
+TWO_PROBES = 2.5  # intervals for the way back of a service that was down, and their deadlines
 A_LOOK = (10, 12)  # intervals in which an agent looks at the list
 AGENT_KINDS: Mapping[str, Kind] = {
     # One fault, which never costs the record.
@@ -71,11 +73,11 @@ AGENT_KINDS: Mapping[str, Kind] = {
     "record lost": Kind(2, 0, 0),
     "record lost, heartbeats acknowledged": Kind(1, 0, 0, back=10),
     # The service.
-    "service stopped": Kind(2, 0.2, 7),
-    "service paused": Kind(2, 0.2, 7),
-    "service unhealthy": Kind(1, 0.2, 7),
-    "service misbehaves": Kind(2, MET, 6, ("health",), unhealthy),
-    "service restarted with a new version": Kind(2, 0.05, 0.3),
+    "service stopped": Kind(2, 0.2, 7, back=TWO_PROBES),
+    "service paused": Kind(2, 0.2, 7, back=TWO_PROBES),
+    "service unhealthy": Kind(1, 0.2, 7, back=TWO_PROBES),
+    "service misbehaves": Kind(2, MET, 6, ("health",), unhealthy, back=TWO_PROBES),
+    "service restarted with a new version": Kind(2, 0.05, 0.3, back=TWO_PROBES),
     # The agent itself. The TTL is two intervals.
     "agent frozen": Kind(2, 0.2, 1.8),
     "agent frozen beyond the TTL": Kind(2, 2.2, 6, back=0),
@@ -193,7 +195,10 @@ def deck(rng: random.Random, cards: Iterable[str]) -> Iterator[str]:
 
 
 def _drawer(
-    rng: random.Random, only: Collection[str], kinds: Mapping[str, Kind], without: Collection[str] = ()
+    rng: random.Random,
+    only: Collection[str],
+    kinds: Mapping[str, Kind],
+    without: Collection[str] = (),
 ) -> Callable[[], str] | None:
     """Return what draws a kind, each as often as it weighs; None where none is left to draw."""
     left = [kind for kind in kinds if kind not in without and (not only or kind in only)]

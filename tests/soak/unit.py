@@ -118,7 +118,8 @@ class Unit:
             INITIAL_WAIT_TIMEOUT=86400,  # so that a dead service is never registered
         )
         self.sidecar.script = [str(world.agent)]
-        self.stage = Stage(self.sidecar)
+        # With the schedule's seed for what it draws, a run repeats itself as far as clocks let it.
+        self.stage = Stage(self.sidecar, seed=f"{world.seed} {number}")
         self.running = False
         self.frozen = False
         self.awake_at = 0.0  # since when it is running and not frozen

@@ -7,7 +7,6 @@ import contextlib
 import heapq
 import itertools
 import math
-import os
 import re
 import runpy
 import signal
@@ -19,9 +18,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import psutil
+
 from kit.peers.registry import Registry
 from kit.peers.server import Exchange, Request
-from kit.sidecar import AGENT, odd_lines
+from kit.sidecar import AGENT, STOP_PROMISE, odd_lines
 from soak.catalogue import retry_after
 from soak.invariants import FLOOD, LATE, Sample, Times, about_registry, dropped, flooded, resources
 from soak.plays import ACKNOWLEDGED, Plays
@@ -31,7 +32,6 @@ from soak.unit import ANY_OPERATION, Aim, DeadPort, Unit
 LOOK_EVERY = 0.02  # seconds
 CHECK_EVERY = 10  # looks, for health and lateness
 MEASURE_EVERY = 100  # looks, for memory and descriptors
-STOP_PROMISE = 3.0  # seconds
 WAKING = 6.0  # seconds from a start or a thaw in which the heartbeat file may be old
 SECRET = "soak-secret"
 TAIL = 25  # lines of a log in a report
@@ -51,22 +51,33 @@ class Violation(NamedTuple):
 class World:
     """Everything that runs. A context manager: on leaving it, all is ended and removed.
 
-    Arguments: how many agents; the durations; the agent's file, which has its healthcheck.py
-    beside it; stop_at_first, to end at the first violation.
+    Args: how many agents; the durations; the seed of what they draw by chance; the agent's file,
+    which has its healthcheck.py beside it; stop_at_first, to end at the first violation.
     """
 
     def __init__(
-        self, agents: int, times: Times, agent: Path = AGENT, stop_at_first: bool = False
+        self,
+        agents: int,
+        times: Times,
+        seed: int,
+        agent: Path = AGENT,
+        stop_at_first: bool = False,
     ) -> None:
-        self.times, self.agent, self.stop_at_first = times, agent, stop_at_first
+        self.times, self.seed, self.agent = times, seed, agent
+        self.stop_at_first = stop_at_first
         self.healthcheck = runpy.run_path(str(agent.with_name("healthcheck.py")))
+        self.clock = self.healthcheck.get("clock", time.monotonic)
         self.directory = tempfile.TemporaryDirectory(prefix="soak-")
         self.token_file = Path(self.directory.name) / "token"
         self._tokens = itertools.count(1)
         token = self.new_token()
         self.hand_out(token)
         self.registry = Registry(
-            ttl=times.ttl, token=token, failing_delay=times.interval / 8, hang_delay=times.interval, retry_after=1
+            ttl=times.ttl,
+            token=token,
+            failing_delay=times.interval / 8,
+            hang_delay=times.interval,
+            retry_after=1,
         )
         self.lock = threading.RLock()
         self.units = [Unit(number, self) for number in range(agents)]
@@ -75,7 +86,9 @@ class World:
         self.plays = Plays(self)
         self.violations: list[Violation] = []
         self.played: collections.Counter[str] = collections.Counter()  # kinds
-        self.met: collections.Counter[tuple[str, str]] = collections.Counter()  # operations, faults of the catalogue
+        self.met: collections.Counter[tuple[str, str]] = (
+            collections.Counter()
+        )  # operations, faults of the catalogue
         self.outage = ""
         self.looks = 0
         self.began = time.monotonic()
@@ -129,7 +142,9 @@ class World:
         fault = "; ".join(filter(None, (self.outage, *(unit.doing if unit else ())))) or "all sane"
         with self.lock:
             self.violations.append(
-                Violation(time.monotonic() - self.began, unit.name if unit else "all", what, fault, tail)
+                Violation(
+                    time.monotonic() - self.began, unit.name if unit else "all", what, fault, tail
+                )
             )
         if self.stop_at_first:
             self.end.set()
@@ -203,13 +218,15 @@ class World:
             self._check_health(unit)
             self._note_run_delay(unit)
         if self.looks % MEASURE_EVERY == 0 and unit.running:
-            with contextlib.suppress(OSError):  # no /proc, or it ended just now
+            with contextlib.suppress(psutil.Error):  # it ended just now
                 unit.lives[-1].append(measure(unit.sidecar.process.pid))
         self._read_log(unit)
         self._complain(unit, unit.watch.see(time.monotonic(), self.registry.record(unit.name)))
         if unit.running and unit.sidecar.process.poll() is not None:
             unit.running = False
-            self.violation(unit, f"the agent ended by itself with exit code {unit.sidecar.process.returncode}")
+            self.violation(
+                unit, f"the agent ended by itself with exit code {unit.sidecar.process.returncode}"
+            )
             self.end.set()  # the schedule counts on it
 
     def _complain(self, unit: Unit, what: str) -> None:
@@ -227,7 +244,7 @@ class World:
             self.violation(unit, f"no heartbeat file: {error.strerror}")
             return
         late = unit.watch.late.since(now - self.times.interval)
-        well, sentence = self.healthcheck["judge"](line, now - late)
+        well, sentence = self.healthcheck["judge"](line, self.clock() - late)
         if not well:
             self.violation(unit, f"the health check says: {sentence}")
             unit.awake_at = now  # once is enough
@@ -235,7 +252,10 @@ class World:
     def _note_run_delay(self, unit: Unit) -> None:
         """Note as lateness what the process had to wait for a processor (Linux)."""
         with contextlib.suppress(OSError, IndexError, ValueError):
-            delay = int(Path(f"/proc/{unit.sidecar.process.pid}/schedstat").read_text().split()[1]) / 1e9
+            delay = (
+                int(Path(f"/proc/{unit.sidecar.process.pid}/schedstat").read_text().split()[1])
+                / 1e9
+            )
             if not unit.frozen:
                 unit.watch.late.add(time.monotonic(), delay - unit.run_delay)
             unit.run_delay = delay
@@ -250,7 +270,11 @@ class World:
                 self.violation(unit, f"an odd line in the log: {line!r}")
             if SECRET in line:
                 self.violation(unit, "the token is in the log")
-            if self.outage in ALONE and FAULTY.search(line) and unit.watch.late.since(at - self.times.ttl) < LATE:
+            if (
+                self.outage in ALONE
+                and FAULTY.search(line)
+                and unit.watch.late.since(at - self.times.ttl) < LATE
+            ):
                 self.violation(unit, f"a dropped connection costs a warning: {line}")
 
     # ---- playing
@@ -258,11 +282,16 @@ class World:
     def play(self, this: Round, until: float = math.inf) -> None:
         """Play a round, and wait until everybody is back, or should be. No episode begins after `until` (monotonic)."""
         self.registry.dialect = this.dialect
-        tracks: list[tuple[Unit | None, tuple[Episode, ...]]] = list(zip(self.units, this.tracks, strict=True))
+        tracks: list[tuple[Unit | None, tuple[Episode, ...]]] = list(
+            zip(self.units, this.tracks, strict=True)
+        )
         if this.outage:
             tracks.append((None, (this.outage,)))
         began = time.monotonic()
-        steps = [(0.0, number, self._track(*track, this.calm, until)) for number, track in enumerate(tracks)]
+        steps = [
+            (0.0, number, self._track(*track, this.calm, until))
+            for number, track in enumerate(tracks)
+        ]
         while steps and not self.end.is_set():
             at, number, track = heapq.heappop(steps)
             self.end.wait(max(began + at - time.monotonic(), 0))
@@ -306,7 +335,11 @@ class World:
                 each.events += 1  # its end
                 each.watch.disturb(episode.kind, how.keeps)
         plays = self.plays
-        play = plays.on_agent[episode.kind](episode, unit) if unit else plays.on_registry[episode.kind](episode)
+        play = (
+            plays.on_agent[episode.kind](episode, unit)
+            if unit
+            else plays.on_registry[episode.kind](episode)
+        )
         next(play)
         if episode.length:
             yield episode.length
@@ -343,7 +376,7 @@ class World:
             unit.doing.append("the end of the soak")
             if unit.running:
                 line = self.healthcheck["read"](str(unit.sidecar.heartbeat_file))
-                ready, sentence = self.healthcheck["judge"](line, time.monotonic(), ready=True)
+                ready, sentence = self.healthcheck["judge"](line, self.clock(), ready=True)
                 if not unit.watch.waiting and not ready:
                     self.violation(unit, f"healthcheck.py --ready at the end: {sentence}")
                 with self.lock:
@@ -359,16 +392,15 @@ class World:
                 self.violation(unit, f"{most} lines of log within {window:g} s")
             lines = about_registry(unit.sidecar.lines) + dropped(unit.sidecar.lines)
             if lines > unit.events:
-                self.violation(unit, f"{lines} lines of log about the registry for {unit.events} events")
+                self.violation(
+                    unit, f"{lines} lines of log about the registry for {unit.events} events"
+                )
         left = self.registry.names()
         if left and not self.violations:
             self.violation(None, f"left in the registry after SIGTERM: {left}")
 
 
-def measure(process: int) -> Sample:
-    """Return what a process uses (Linux). Raises OSError."""
-    status = Path(f"/proc/{process}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+)", status)
-    if not found:
-        raise ProcessLookupError(process)
-    return Sample(int(found[1]), len(os.listdir(f"/proc/{process}/fd")))
+def measure(pid: int) -> Sample:
+    """Return what a process uses. Raises psutil.Error."""
+    process = psutil.Process(pid)
+    return Sample(process.memory_info().rss // 1024, process.num_fds())

@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import trustme
 from hypothesis import example, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
 import agent
-from agent import Settings, SettingsError, doubts, read_settings
+from agent import SETTINGS, Settings, SettingsError, read_settings
 from kit.peers.registry import Registry
 from kit.peers.service import ToyService
 from kit.sidecar import AGENT, NAME, Sidecar, environment, run_agent, wait_until
 
+MISSING = "/tmp/no-such-file"  # in a directory that exists, so it looks like a path
 NEEDED = {"SERVICE_NAME": NAME, "SERVICE_HOST": "127.0.0.1"}
 DEFAULTS = {
     "SERVICE_PORT": "8080",
@@ -38,11 +40,13 @@ DEFAULTS = {
     "SERVICE_HEALTH_RETRIES": "3",
     "SERVICE_METADATA": "",
     "SERVICE_ID": "",
+    "SERVICE_TAGS": "",
     "REGISTRY_URL": "http://vertice-register-lb:8888",
     "REGISTRY_TIMEOUT": "10",
     "REGISTRY_TOKEN": "",
     "REGISTRY_TOKEN_FILE": "",
     "REGISTRY_CA_FILE": "",
+    "SSL_CERT_FILE": "",
     "HEARTBEAT_INTERVAL": "30",
     "INITIAL_WAIT_TIMEOUT": "60",
     "DEREGISTER_ON_EXIT": "true",
@@ -59,6 +63,16 @@ PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 def read(**variables: str) -> Settings:
     """Read the settings that these variables make together with the two needed ones."""
     return read_settings(NEEDED | variables)
+
+
+def doubts(settings: Settings, **variables: str) -> list[str]:
+    """Return the doubts about settings, and about these variables."""
+    return agent.doubts_about(settings, variables)
+
+
+def changed(**values: object) -> Settings:
+    """Return the default settings with some values changed."""
+    return Settings({**read().values, **{name.upper(): value for name, value in values.items()}})
 
 
 def problems_of(**variables: str) -> tuple[str, ...]:
@@ -121,10 +135,11 @@ BAD = [
     Bad("SERVICE_PORT", "80.5", PORT_FIX),
     Bad("SERVICE_PORT", "9" * 5000, PORT_FIX, "9" * 197 + "..."),
     Bad("SERVICE_PORT", "٨٠", PORT_FIX),  # digits, though not ours
+    Bad("SERVICE_PORT", "tcp://10.96.0.7:80", f"{PORT_FIX}.*Kubernetes or a Docker link"),
     Bad("SERVICE_SCHEME", "h2", "set it to one of http, https"),
-    Bad("SERVICE_CA_FILE", "/nowhere/ca.pem", f"{CA_FIX} .*No such file"),
+    Bad("SERVICE_CA_FILE", MISSING, f"{CA_FIX} .*no such file"),
     Bad("SERVICE_TLS_VERIFY", "never", "set it to one of true, yes, on, 1, false, no, off, 0"),
-    Bad("SERVICE_HEALTH_HEADERS_FILE", "/nowhere/headers", f"{HEADERS_FIX} .*No such file"),
+    Bad("SERVICE_HEALTH_HEADERS_FILE", MISSING, f"{HEADERS_FIX} .*no such file"),
     Bad("SERVICE_HEALTH_HEADERS_FILE", os.devnull, f"{HEADERS_FIX} .*line 1 must be `Name: value`"),
     Bad("SERVICE_HEALTH_CHECK", "udp", "set it to one of http, tcp, none"),
     Bad("SERVICE_HEALTH_ENDPOINT", "health", HEALTH_FIX),
@@ -144,9 +159,11 @@ BAD = [
     Bad("SERVICE_METADATA", "a=1,b", PAIRS_FIX),
     Bad("SERVICE_METADATA", "a=1,a=2", PAIRS_FIX),
     Bad("SERVICE_METADATA", "a=1\x1b[2J", PAIRS_FIX, r"a=1\x1b[2J"),
-    Bad("SERVICE_METADATA", "a=" + "v" * 300, "at most 256 characters a pair", "a=" + "v" * 195 + "..."),
+    Bad("SERVICE_METADATA", "a=" + "v" * 300, "at most 256 characters each", "a=" + "v" * 195 + "..."),
     Bad("SERVICE_ID", "a/b", "set it to the record's ID"),
     Bad("SERVICE_ID", "..", "set it to the record's ID"),
+    Bad("SERVICE_TAGS", "a,b\x1b[2J", "set it to a,b", r"a,b\x1b[2J"),
+    Bad("SERVICE_TAGS", "a," + "t" * 300, "at most 256 characters", "a," + "t" * 195 + "..."),
     Bad("REGISTRY_URL", "vertice-register-lb:80", URL_FIX),
     Bad("REGISTRY_URL", "ftp://vertice-register-lb", URL_FIX),
     Bad("REGISTRY_URL", "http://", URL_FIX),
@@ -171,10 +188,10 @@ BAD = [
     Bad("REGISTRY_TOKEN", "s3crét", TOKEN_FIX, "***"),
     Bad("VERTICE_REGISTRY_TOKEN", "s3cret\ntoken", TOKEN_FIX, "***"),
     Bad("REGISTRY_AUTH_TOKEN", "s3cret" * 1000, TOKEN_FIX, "***"),
-    Bad("REGISTRY_TOKEN_FILE", "/nowhere/token", "a readable file that holds the token .*No such file"),
-    Bad("REGISTRY_TOKEN_FILE", "/", "a readable file that holds the token .*Is a directory"),
+    Bad("REGISTRY_TOKEN_FILE", MISSING, "a readable file that holds the token .*no such file"),
+    Bad("REGISTRY_TOKEN_FILE", "/", "a readable file that holds the token .*is a directory"),
     Bad("REGISTRY_TOKEN_FILE", os.devnull, "a readable file that holds the token .*must hold one token"),
-    Bad("REGISTRY_CA_FILE", "/nowhere/ca.pem", f"{CA_FIX} .*No such file"),
+    Bad("REGISTRY_CA_FILE", MISSING, f"{CA_FIX} .*no such file"),
     Bad("REGISTRY_CA_FILE", os.devnull, CA_FIX),
     Bad("HEARTBEAT_INTERVAL", "0", "set it to seconds from 0.01 to 86400"),
     Bad("HEARTBEAT_INTERVAL", "-30", "seconds from 0.01"),
@@ -182,6 +199,8 @@ BAD = [
     Bad("HEARTBEAT_INTERVAL", "inf", "seconds from 0.01"),
     Bad("HEARTBEAT_INTERVAL", "1e1", "seconds from 0.01"),
     Bad("HEARTBEAT_INTERVAL", "86401", "seconds from 0.01"),
+    Bad("HEARTBEAT_INTERVAL", "60.5", "set it to 30 or less.*forgets a service after 60 s"),
+    Bad("HEARTBEAT_INTERVAL", "86400", "set it to 30 or less.*forgets a service after 60 s"),
     Bad("HEARTBEAT_INTERVAL", "half a minute", "seconds from 0.01", "'half a minute'"),
     Bad("INITIAL_WAIT_TIMEOUT", "-0.1", "set it to seconds from 0 to 86400"),
     Bad("INITIAL_WAIT_TIMEOUT", "forever", "set it to seconds from 0 to 86400"),
@@ -250,7 +269,7 @@ def test_every_bad_setting_is_named_in_one_go_with_its_value_and_the_way_to_mend
 
 
 def test_every_setting_but_the_heartbeat_file_has_bad_values() -> None:
-    assert {bad.name for bad in BAD} == set(VARIABLES) - {"HEARTBEAT_FILE"}
+    assert {bad.name for bad in BAD} == set(VARIABLES) - {"HEARTBEAT_FILE", "SSL_CERT_FILE"}
 
 
 def test_bad_settings_are_told_as_json_where_that_is_asked_for_and_at_any_level(unasked: Peers) -> None:
@@ -261,7 +280,8 @@ def test_bad_settings_are_told_as_json_where_that_is_asked_for_and_at_any_level(
     assert sorted(line["message"].split(":")[1] for line in lines) == [" SERVICE_NAME is not set", " SERVICE_PORT=x"]
 
 
-FILES = ("REGISTRY_TOKEN_FILE", "REGISTRY_CA_FILE", "SERVICE_CA_FILE", "SERVICE_HEALTH_HEADERS_FILE")
+SECRET_FILES = ("REGISTRY_TOKEN_FILE", "SERVICE_HEALTH_HEADERS_FILE")
+FILES = (*SECRET_FILES, "REGISTRY_CA_FILE", "SERVICE_CA_FILE")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -350,6 +370,9 @@ GOOD: dict[str, dict[str, object]] = {
         "url=http://h?q=1": {"url": "http://h?q=1"}, "ort=Köln": {"ort": "Köln"},
     },
     "SERVICE_ID": {"osint:1": "osint:1", "i" * 255: "i" * 255},
+    "SERVICE_TAGS": {
+        "a": ["a"], "a, b ,": ["a", "b"], "urlprefix-/x strip=/x": ["urlprefix-/x strip=/x"], ",": [],
+    },
     "REGISTRY_URL": {
         "consul://consul/": "consul://consul", "consul-tls://ann:s3cret@[::1]:1": "consul-tls://ann:s3cret@[::1]:1",
         "http://lb": "http://lb", "http://lb:80/": "http://lb:80", "http://lb:80//": "http://lb:80",
@@ -358,7 +381,7 @@ GOOD: dict[str, dict[str, object]] = {
     },
     "REGISTRY_TIMEOUT": {"0.5": 0.5, ".5": 0.5, "5.": 5.0, "86400": 15.0},
     "REGISTRY_TOKEN": {"s3cret": "s3cret", "!~": "!~", "t" * 4095: "t" * 4095},
-    "HEARTBEAT_INTERVAL": {"0.01": 0.01, "29.5": 29.5, "86400": 86400.0},
+    "HEARTBEAT_INTERVAL": {"0.01": 0.01, "29.5": 29.5, "60": 60.0},
     "INITIAL_WAIT_TIMEOUT": {"0": 0.0, "0.0": 0.0, "3600": 3600.0},
     "DEREGISTER_ON_EXIT": {
         "true": True, "Yes": True, "ON": True, "1": True, "false": False, "No": False, "off": False, "0": False,
@@ -380,12 +403,14 @@ def test_good_values_with_and_without_blanks_around_them(name: str) -> None:
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_an_empty_setting_is_an_unset_one(name: str) -> None:
     default = read(**{name: DEFAULTS[name]} if DEFAULTS[name] else {})
-    assert read() == read(**{name: ""}) == read(**{name: " \t"}) == default
+    values = [read(**{name: text}).values for text in ("", " \t")]
+    assert values == [default.values] * 2
+    assert read().values == default.values
 
 
 def test_every_setting_is_in_the_tables() -> None:
-    fields = {name.upper() for name in Settings._fields} - set(ALIASES)
-    assert fields == {*NEEDED, *DEFAULTS} == {*GOOD, *FILES}
+    fields = SETTINGS.keys() - set(ALIASES)
+    assert fields == {*NEEDED, *DEFAULTS} == {*GOOD, *FILES, "SSL_CERT_FILE"}
 
 
 def test_the_start_line_shows_every_default() -> None:
@@ -396,8 +421,6 @@ def test_the_start_line_shows_every_default() -> None:
         assert sidecar.stop()[0] == 0
     for name in unset:
         shown = {"true": "True"}.get(DEFAULTS[name], DEFAULTS[name])
-        if name == "SERVICE_METADATA":
-            shown = "{}"
         shows = re.search(rf" {name}={re.escape(shown)}(\.0)?( |$)", line) if shown else name not in line
         assert shows, name
 
@@ -482,7 +505,7 @@ def test_an_ipv6_address_is_registered_in_brackets(registry: Registry) -> None:
         record = registry.record(NAME)
         assert record is not None
         assert record["endpoint"] == f"http://[::1]:{service.port}"
-    assert read(SERVICE_HOST="[::1]") == read(SERVICE_HOST="::1")
+    assert read(SERVICE_HOST="[::1]").values == read(SERVICE_HOST="::1").values
 
 
 def test_a_slash_at_the_end_of_the_registry_url_never_doubles(registry: Registry, service: ToyService) -> None:
@@ -520,7 +543,7 @@ def test_token_variables_take_precedence_in_their_order(
 ) -> None:
     (tmp_path / "token").write_text(" f\n")
     settings = read(**{key: value.replace("FILE", str(tmp_path / "token")) for key, value in variables.items()})
-    assert (settings.token(), settings.token_name) == (token, name)
+    assert (agent.choose_token(settings).now(), settings.token_name) == (token, name)
 
 
 # ---- doubtful settings
@@ -558,16 +581,16 @@ def test_a_drain_that_docker_would_cut_short_is_warned_of(drain: str, deregister
 
 
 def test_a_ca_file_without_https_is_warned_of() -> None:
-    plain_http = read()._replace(registry_ca_file="/ca.pem")
-    assert doubts(plain_http) == ["REGISTRY_CA_FILE: has no effect while REGISTRY_URL begins with http://"]
-    for url in ("https://lb", "HTTPS://lb"):
-        assert doubts(plain_http._replace(registry_url=url)) == []
+    (doubt,) = doubts(changed(registry_ca_file="/ca.pem"))
+    assert doubt.startswith("REGISTRY_CA_FILE: has no effect")
+    for url in ("https://lb", "HTTPS://lb", "consul-tls://lb"):
+        assert doubts(changed(registry_ca_file="/ca.pem", registry_url=url)) == []
 
 
 @pytest.mark.parametrize(
     ("settings", "doubt"),
     [
-        ({"service_ca_file": "/ca.pem"}, "SERVICE_CA_FILE: has no effect while no probe speaks https"),
+        ({"service_ca_file": "/ca.pem"}, "SERVICE_CA_FILE: has no effect"),
         ({"service_ca_file": "/ca.pem", "service_scheme": "https"}, None),
         ({"service_ca_file": "/ca.pem", "service_health_endpoint": "HTTPS://osint/health"}, None),
         ({"service_ca_file": "/ca.pem", "service_scheme": "https", "service_health_check": "tcp"}, "SERVICE_CA_FILE: "),
@@ -578,9 +601,120 @@ def test_a_ca_file_without_https_is_warned_of() -> None:
 def test_tls_settings_of_no_use_and_a_probe_that_verifies_nobody_are_warned_of(
     settings: dict[str, Any], doubt: str | None
 ) -> None:
-    lines = doubts(read()._replace(**settings))
+    lines = doubts(changed(**settings))
     assert len(lines) == bool(doubt)
     assert all(line.startswith(str(doubt)) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [("http://lb", True), ("https://lb", True), ("consul://lb", False), ("consul-tls://lb", False)],
+)
+@pytest.mark.parametrize("variables", [{"SERVICE_ID": "osint:1"}, {"SERVICE_TAGS": "a,b"}])
+def test_what_consul_alone_takes_is_warned_of_elsewhere(
+    variables: dict[str, str], url: str, warned: bool
+) -> None:
+    (name,) = variables
+    lines = doubts(read(REGISTRY_URL=url, **variables))
+    assert len(lines) == warned
+    assert all(line.startswith(f"{name}: has no effect") for line in lines)
+
+
+SLIPS = {
+    "REGISTRY_TOKEN_FILES": "REGISTRY_TOKEN_FILE",
+    "REGISTRY_TOKN": "REGISTRY_TOKEN",
+    "REGISTRY_TOKENFILE": "REGISTRY_TOKEN_FILE",
+    "REGISTRY_ULR": "REGISTRY_URL",
+    "SERVICE_HEALTH_TIMOUT": "SERVICE_HEALTH_TIMEOUT",
+    "SERVICE_HEALTH_ENDPOINTS": "SERVICE_HEALTH_ENDPOINT",
+    "SERVICE_PROT": "SERVICE_PORT",
+    "SERVICE_TAG": "SERVICE_TAGS",
+    "HEARTBEAT_INTERVAL_SECONDS": "HEARTBEAT_INTERVAL",
+    "DEREGISTER_ON_EXIST": "DEREGISTER_ON_EXIT",
+    "INITIAL_WAIT_TIMEOUT_S": "INITIAL_WAIT_TIMEOUT",
+    "LOG_LEVLE": "LOG_LEVEL",
+}
+NO_SLIPS = (
+    # What Kubernetes and Docker links set for services called registry, service, registry-url.
+    *(f"{name}_SERVICE_{what}" for name in ("REGISTRY", "SERVICE") for what in ("HOST", "PORT")),
+    *("REGISTRY_SERVICE_PORT_HTTP", "REGISTRY_PORT", "REGISTRY_PORT_80_TCP", "SERVICE_PORT_80_TCP"),
+    *(f"REGISTRY_PORT_80_TCP_{what}" for what in ("ADDR", "PORT", "PROTO")),
+    *("REGISTRY_URL_SERVICE_HOST", "REGISTRY_URL_PORT_80_TCP_ADDR", "REGISTRY_NAME"),
+    *("REGISTRY_ENV_REGISTRY_TOKEN", "REGISTRY_URL_ENV_PATH"),
+    *("PATH", "HOME", "HOSTNAME", "LANG", "TZ", "SSL_CERT_DIR", "GPG_KEY", "PYTHON_VERSION"),
+    *("LOG_DIR", "REGISTRY", "SERVICE", "REGISTRY_USER", "SERVICE_VERSION", "HEARTBEAT", *VARIABLES),
+)
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_variable_that_looks_like_a_setting_is_warned_of(name: str) -> None:
+    (line,) = doubts(read(), **{name: "s3cret"})
+    assert re.match(rf"{name}: is no setting.*\b{SLIPS[name]}\b", line)
+    assert "s3cr" not in line
+
+
+@pytest.mark.parametrize("name", NO_SLIPS)
+def test_a_variable_that_is_somebody_else_s_is_not_warned_of(name: str) -> None:
+    assert doubts(read(), **{name: "tcp://10.96.0.7:80"}) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "warned"),
+    [
+        ({"SERVICE_METADATA": "team=osint # who"}, True),
+        ({"SERVICE_METADATA": "team=osint #who"}, True),
+        ({"SERVICE_METADATA": "team=osint#1"}, False),
+        ({"HEARTBEAT_FILE": "/tmp/heartbeat # where"}, True),
+        ({"REGISTRY_TOKEN": "s3cret#1"}, False),
+    ],
+)
+def test_a_comment_in_a_value_is_warned_of(variables: dict[str, str], warned: bool) -> None:
+    (name,) = variables
+    lines = doubts(read(**variables), **variables)
+    assert len(lines) == warned
+    assert all(line.startswith(f"{name}: ") and "#" in line for line in lines)
+
+
+def test_doubts_about_names_and_comments_reach_the_log(
+    registry: Registry, service: ToyService
+) -> None:
+    odd = {"REGISTRY_TOKEN_FILES": "s3cret", "SERVICE_METADATA": "team=osint # who"}
+    others = dict.fromkeys(("REGISTRY_SERVICE_HOST", "REGISTRY_PORT_80_TCP"), "10.96.0.7")
+    with Sidecar(registry, service, SERVICE_TAGS="a", **odd, **others) as sidecar:
+        sidecar.wait_registered()
+        assert sidecar.count(" WARNING REGISTRY_TOKEN_FILES: .*REGISTRY_TOKEN_FILE") == 1
+        assert sidecar.count(" WARNING SERVICE_METADATA: .*#") == 1
+        assert sidecar.count(" WARNING SERVICE_TAGS: has no effect") == 1
+        assert sidecar.count(" WARNING ") == 3
+        assert not sidecar.count("s3cret")
+
+
+@pytest.mark.parametrize(
+    ("variables", "refused"),
+    [
+        ({}, False),
+        ({"SERVICE_SCHEME": "https"}, True),
+        ({"SERVICE_SCHEME": "https", "SERVICE_HEALTH_CHECK": "tcp"}, False),
+        ({"SERVICE_SCHEME": "https", "SERVICE_CA_FILE": "CA"}, False),
+        ({"SERVICE_HEALTH_ENDPOINT": "https://osint/health"}, True),
+        ({"REGISTRY_URL": "https://lb"}, True),
+        ({"REGISTRY_URL": "consul-tls://lb"}, True),
+        ({"REGISTRY_URL": "https://lb", "REGISTRY_CA_FILE": "CA"}, False),
+        ({"REGISTRY_URL": "https://lb", "SERVICE_CA_FILE": "CA"}, True),
+    ],
+)
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_bad_ssl_cert_file_is_refused_where_https_has_no_file_of_its_own(
+    tmp_path: Path, variables: dict[str, str], refused: bool, content: str | None
+) -> None:
+    authority, bad = tmp_path / "ca.pem", tmp_path / "bad.pem"
+    trustme.CA().cert_pem.write_to_path(str(authority))
+    if content:
+        bad.write_text(content)
+    named = {key: value.replace("CA", str(authority)) for key, value in variables.items()}
+    lines = problems_of(SSL_CERT_FILE=str(bad), **named)
+    assert len(lines) == refused
+    assert all(line.startswith(f"SSL_CERT_FILE={bad}: ") for line in lines)
 
 
 def test_doubts_stop_nothing(registry: Registry, service: ToyService) -> None:
@@ -635,5 +769,5 @@ def test_any_value_is_refused_or_works(name: str, value: str) -> None:
         assert agent.say_settings(settings).isprintable()
         assert all(line.isprintable() for line in doubts(settings))
         for url in (settings.registry_url + "/register", settings.health_url):
-            headers = (("X-Registry-Token", settings.token()),)
+            headers = (("X-Registry-Token", agent.choose_token(settings).now()),)
             agent.prepare("POST", url, headers, b"{}")  # requests takes them

@@ -27,6 +27,7 @@ Fault = Callable[["Exchange"], None]
 P = ParamSpec("P")
 
 FAULTS: dict[str, Fault] = {}
+TLS_FAULTS: dict[str, Fault] = {}  # tls.py fills it
 FACTORIES: dict[str, Callable[..., Fault]] = {}
 
 SECONDS = 120.0  # no fault plays longer
@@ -39,10 +40,10 @@ STATUSES = (
 )  # fmt: skip
 
 
-def fault(play: Callable[Concatenate[Exchange, P], None]) -> Callable[P, Fault]:
-    """Turn play(exchange, parameters...) into a factory of faults and put its default into the catalogue."""
+def factory(play: Callable[Concatenate[Exchange, P], None]) -> Callable[P, Fault]:
+    """Turn play(exchange, parameters...) into a factory of faults."""
 
-    def factory(*args: P.args, **kwargs: P.kwargs) -> Fault:
+    def made(*args: P.args, **kwargs: P.kwargs) -> Fault:
         def played(exchange: Exchange) -> None:
             play(exchange, *args, **kwargs)
 
@@ -50,10 +51,16 @@ def fault(play: Callable[Concatenate[Exchange, P], None]) -> Callable[P, Fault]:
         return played
 
     name: str = play.__name__
-    factory.__doc__ = play.__doc__
-    FACTORIES[name] = factory
-    FAULTS[name] = factory()  # type: ignore[call-arg]  # every play has defaults for all its parameters
-    return factory
+    made.__doc__ = play.__doc__
+    FACTORIES[name] = made
+    return made
+
+
+def fault(play: Callable[Concatenate[Exchange, P], None]) -> Callable[P, Fault]:
+    """Do the same, and put the fault with its default parameters into the catalogue."""
+    made = factory(play)
+    FAULTS[play.__name__] = made()  # type: ignore[call-arg]  # every parameter has a default
+    return made
 
 
 def resolve(what: object) -> Fault:
@@ -61,7 +68,7 @@ def resolve(what: object) -> Fault:
     if callable(what):
         return what
     if isinstance(what, str):
-        return FAULTS[what]
+        return (FAULTS | TLS_FAULTS)[what]
     if isinstance(what, list) and what:
         return FACTORIES[what[0]](*what[1:])
     raise TypeError(f"not a fault: {what!r}")

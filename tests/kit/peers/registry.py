@@ -1,6 +1,6 @@
 """The embedded registry: the whole API of the service registry, its TTL, each of its oddities by a switch.
 
-As a program: `python -m kit.peers.registry --port 8888 --ttl 60 --dialect deployed --verbose`. While it runs, tests can
+As a program: `python -m kit.peers.registry --port 8888 --ttl 60 --verbose`. While it runs, tests can
 script it: `curl -d '{"store":"open"}' localhost:8888/_control`, `{"play":["heartbeat","hang",null]}` (null:
 until `{"sane":"*"}`), `{"forget":null}` loses all records; `GET /_control` shows counts and records.
 """
@@ -11,7 +11,6 @@ import collections
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
@@ -41,13 +40,11 @@ FIELDS = {
 }
 # The `status` label of registry_operations_total for a success while the store is not up.
 LABELS = {
-    ("open", "register"): "circuit_breaker_open",
-    ("open", "heartbeat"): "circuit_breaker_open",
+    ("open", "register"): "cache_fallback",
+    ("open", "heartbeat"): "cache_mode",
     ("open", "list"): "cache_fallback",
-    ("half_open", "register"): "cache_mode",
-    ("half_open", "list"): "cache_fallback",
+    ("half_open", "register"): "circuit_breaker_open",
 }
-PUBLISHED_LIMITS = {"heartbeat": (10, 60.0), "register": (100, 1.0)}  # requests in so many seconds
 GET_WORKS_EVERY = 5  # deployed dialect: the other GETs of one record are 500 "from its cache"
 GETS_TO_BLACKOUT = 5  # so many of those 500, and nginx drops the replica
 
@@ -58,8 +55,8 @@ class _Record:
     endpoint: str
     health_endpoint: str
     metadata: dict[str, str]
-    registered_at: str
-    last_heartbeat: str
+    registered_at: float  # these two in Unix seconds
+    last_heartbeat: float
     expires: float  # by the registry's clock
 
 
@@ -72,7 +69,8 @@ class Registry(Peer):
     GET /services shows an expired name (None: 30 in the deployed dialect, else 0); failing_delay and
     hang_delay, how long a failing and a hanging store takes to give its 500 and 504; blackout, how long nginx
     answers 502 after a handful of 500 from GET /services/{name}; limits, {operation: (number, seconds)},
-    answers 429 beyond; retry_after, the header of these 429; clock, monotonic seconds.
+    answers 429 beyond; retry_after, the header of these 429; replica_of, another registry with which it shares
+    the store; clock, monotonic seconds.
     """
 
     settings = (
@@ -95,6 +93,7 @@ class Registry(Peer):
         blackout: float = 10.0,
         limits: dict[str, tuple[int, float]] | None = None,
         retry_after: str | float | None = None,
+        replica_of: Registry | None = None,
         clock: Callable[[], float] = time.monotonic,
         **options: Any,
     ) -> None:
@@ -108,8 +107,11 @@ class Registry(Peer):
         self.limits = limits or {}
         self.retry_after = retry_after
         self.clock = clock
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, _Record] = {}  # the store
+        if replica_of is not None:
+            self.lock, self._records = replica_of.lock, replica_of._records
         self._memory: dict[str, _Record] = {}  # what one replica holds while the store is down
+        self._own: set[str] = set()  # the names that were registered through this replica
         self._recent: dict[tuple[str, str], collections.deque[float]] = {}  # for the limits
         self._operations: collections.Counter[tuple[str, str]] = collections.Counter()
         self._trials = 0  # heartbeats while half open
@@ -239,11 +241,10 @@ class Registry(Peer):
         if refused or (refused := self._store_down("register")):
             return refused
         name, endpoint, health_endpoint, metadata = (request.json()[key] for key in FIELDS["register"])
-        if "index" in self._records and name != "index":
-            return self._index_corrupt("register")
-        now = _timestamp()
+        now = time.time()
         record = _Record(name, endpoint, health_endpoint, metadata, now, now, self.clock() + self.ttl)
         (self._records if self.store == "up" else self._memory)[name] = record
+        self._own.add(name)
         message = "Service registered successfully"
         if self.store == "half_open":
             message = "Service registered (circuit breaker open, local cache)"
@@ -262,7 +263,7 @@ class Registry(Peer):
             record = self._live(name)
             if record is None:
                 return self._error("heartbeat", 404, f"Service '{name}' not registered")
-            record.last_heartbeat, record.expires = _timestamp(), self.clock() + self.ttl
+            record.last_heartbeat, record.expires = time.time(), self.clock() + self.ttl
         return Answer(200, {"message": "Heartbeat received", "service_name": name})
 
     def _deregister(self, request: Request) -> Answer:
@@ -276,8 +277,6 @@ class Registry(Peer):
     def _list(self, _request: Request) -> Answer:
         if refused := self._store_down("list"):
             return refused
-        if self.store == "up" and self._live("index"):
-            return self._index_corrupt("list")
         return Answer(200, self.listed())
 
     def _get(self, request: Request) -> Answer:
@@ -296,15 +295,19 @@ class Registry(Peer):
 
     def _health(self, _request: Request) -> Answer:
         status = "healthy" if self.store == "up" else "degraded"
-        breaker = self.store if self.store in ("open", "half_open") else "closed"
-        names = self.names()
-        return Answer(200, {"status": status, "circuit_breaker": breaker, "active_services": len(names)})
+        state = self.store.upper() if self.store in ("open", "half_open") else "CLOSED"
+        redis = {"status": status, "circuit_breaker": {"state": state}}
+        active = self._active_services()
+        return Answer(200, {"status": status, "components": {"redis": redis}, "active_services": active})
 
     def _metrics(self, _request: Request) -> Answer:
         lines = [
-            "# HELP registry_active_services Services with a live record",
+            "# HELP registry_active_services Services that were registered through this replica",
             "# TYPE registry_active_services gauge",
-            f"registry_active_services {len(self.names())}",
+            f"registry_active_services {self._active_services()}",
+            "# HELP registry_circuit_breaker_open Whether this replica answers from its own memory",
+            "# TYPE registry_circuit_breaker_open gauge",
+            f"registry_circuit_breaker_open {int(self.store == 'open')}",
             "# HELP registry_operations_total Operations by outcome",
             "# TYPE registry_operations_total counter",
         ]
@@ -313,6 +316,11 @@ class Registry(Peer):
             lines.append(f"registry_operations_total{{{labels}}} {number}")
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Answer(200, "\n".join(lines) + "\n", {"Content-Type": kind})
+
+    def _active_services(self) -> int:
+        """Return how many services were registered through this replica and are still known."""
+        self._own = {name for name in self._own if name in self._memory or self._live(name)}
+        return len(self._own)
 
     # Refusals: each returns None where there is nothing to refuse.
 
@@ -378,11 +386,6 @@ class Registry(Peer):
             return _nginx(504, self.hang_delay)
         return None
 
-    def _index_corrupt(self, operation: str) -> Answer:
-        """A service named `index` has overwritten the registry's own index of names."""
-        why = "WRONGTYPE Operation against a key holding the wrong kind of value"
-        return self._error(operation, 500, why)
-
     def _error(self, operation: str, status: int, why: str, delay: float = 0.0) -> Answer:
         """Word an error in the dialect: the deployed registry turns each into a 500."""
         if self.dialect == "documented" and status != 500:
@@ -425,23 +428,10 @@ def _nginx(status: int, delay: float = 0.0) -> Answer:
     return Answer(status, html_page(status, reason(status)), {"Content-Type": "text/html"}, delay)
 
 
-def _timestamp() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
 def main() -> int:
     """Run the registry of the command line until SIGTERM or SIGINT."""
     parser = arguments("The embedded registry, for the demo and for tests.", 8888)
     parser.add_argument("--ttl", type=float, default=60.0, help="life of a record in seconds (%(default)s)")
-    parser.add_argument("--token", help="the X-Registry-Token to ask for (none)")
-    parser.add_argument("--dialect", choices=DIALECTS, default="documented", help="of errors (%(default)s)")
-    parser.add_argument("--store", choices=STORES, default="up", help="state of its store (%(default)s)")
-    parser.add_argument("--linger", type=float, help="seconds that /services shows an expired name")
-    parser.add_argument("--failing-delay", type=float, default=3.0, help="of a 500 in seconds (%(default)s)")
-    parser.add_argument("--hang-delay", type=float, default=5.0, help="of a 504 in seconds (%(default)s)")
-    parser.add_argument("--blackout", type=float, default=10.0, help="of nginx in seconds (%(default)s)")
-    parser.add_argument("--limits", action="store_const", const=PUBLISHED_LIMITS, help="answer 429")
-    parser.add_argument("--retry-after", help="the header of a 429 (none)")
     return run(Registry(**vars(parser.parse_args())), "registry")
 
 

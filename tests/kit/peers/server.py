@@ -28,6 +28,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple, Self
 
+import kit.peers.tls  # noqa: F401  # its faults are in the catalogue
 from kit.peers.faults import Fault, resolve
 
 CONNECT = "connect"  # the operation of a connection that has not asked for anything yet
@@ -78,10 +79,11 @@ class Peer:
 
     Arguments: host to listen on; port (0 takes a free one); idle_timeout in seconds after which the peer
     closes an idle connection (nginx 65, a bare replica 5, None never); keep_alive False closes after each
-    answer; tls is (certificate file, key file); verbose prints a line for each request.
+    answer; tls is (certificate file, key file); verbose prints a line for each request. The attribute
+    farewell says whether TLS is ended (close_notify) before a connection is: many servers do not.
     """
 
-    settings: tuple[str, ...] = ("idle_timeout", "keep_alive")  # what /_control may set
+    settings: tuple[str, ...] = ("idle_timeout", "keep_alive", "farewell")  # what /_control may set
 
     def __init__(
         self,
@@ -107,6 +109,8 @@ class Peer:
         self._going = threading.Event()  # clear while paused
         self._going.set()
         self._server: _Server | None = None
+        self.farewell = True
+        self.tls = tls
         self._context: ssl.SSLContext | None = None
         if tls:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -185,6 +189,12 @@ class Peer:
         server, self._server = self._server, None
         if server:
             server.stop()
+
+    def certify(self, tls: tuple[str, str]) -> None:
+        """Show another certificate to whoever connects from now on."""
+        assert self._context is not None, "only a peer that speaks TLS"
+        self.tls = tls
+        self._context.load_cert_chain(*tls)
 
     def stop_listening(self) -> None:
         """Close the listening socket alone: refuse new connections, go on answering on the open ones."""
@@ -311,7 +321,7 @@ class _Server(socketserver.ThreadingTCPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        if isinstance(request, ssl.SSLSocket):
+        if isinstance(request, ssl.SSLSocket) and self.peer.farewell:
             with contextlib.suppress(OSError, ValueError):
                 request.settimeout(0)
                 request.unwrap()  # say good-bye, do not wait for the answer
@@ -366,6 +376,7 @@ class Exchange(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError, ValueError):  # the client went away, or the peer stops
             self.close_connection = False
             if fault := self.server.peer._due(CONNECT):
+                self.server.peer.say(f"{CONNECT} -> fault {getattr(fault, '__name__', fault)}")
                 fault(self)
             if not self.close_connection:
                 super().handle()
@@ -470,8 +481,6 @@ def arguments(description: str, port: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=port, help="port, 0 takes a free one (%(default)s)")
-    parser.add_argument("--idle-timeout", type=float, default=65.0, metavar="SECONDS",
-                        help="close idle connections after this time (%(default)s)")  # fmt: skip
     parser.add_argument("--no-keep-alive", dest="keep_alive", action="store_false",
                         help="close each connection after its answer")  # fmt: skip
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="speak https")
@@ -479,12 +488,33 @@ def arguments(description: str, port: int) -> argparse.ArgumentParser:
     return parser
 
 
+class _Control(Peer):
+    """A way to script a peer that no fault of TLS closes: its `/_control` on a plain port."""
+
+    def __init__(self, peer: Peer) -> None:
+        super().__init__(port=peer.port + 1)
+        self.peer = peer
+
+    def state(self) -> dict[str, object]:
+        """Return the peer's."""
+        return self.peer.state()
+
+    def control(self, command: str, value: Any) -> None:
+        """Do one command to the peer."""
+        self.peer.control(command, value)
+
+
 def run(peer: Peer, name: str) -> int:
-    """Serve until SIGTERM or SIGINT. The first line printed ends with the URL."""
+    """Serve until SIGTERM or SIGINT. The first line printed ends with the URL.
+
+    A peer that speaks TLS is scripted at the next port, on loopback and in clear.
+    """
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # taken below, never in the middle of something
     try:
         peer.start()
+        if peer.tls:
+            _Control(peer).start()
     except OSError as error:
         print(f"{name}: cannot listen on {peer.host}:{peer.port}: {error.strerror}", flush=True)
         return 1

@@ -66,7 +66,6 @@ def main() -> int:
     """Run the service of the command line until SIGTERM or SIGINT."""
     parser = arguments("A toy service with a health endpoint.", 8080)
     parser.add_argument("--version", default="1.0.0", help="the version it shows (%(default)s)")
-    parser.add_argument("--health-path", default="/health", help="(%(default)s)")
     parser.add_argument("--not-ready-for", type=float, default=0.0, metavar="SECONDS",
                         help="answer 503 for so long after the start")  # fmt: skip
     return run(ToyService(**vars(parser.parse_args())), "service")

@@ -1,13 +1,17 @@
 """Delivers a signal to the real agent.py at each point at which CPython runs a signal handler.
 
-The points of one window, which reaches from one sleep of the agent to the next: a probe of the
-service and a request to the registry. Each point gets an agent of its own, forked from here after
-the slow imports, which runs from its first line to its end. Its time.monotonic and time.sleep are
-ours: a sleep takes no time.
+The points of one window of the agent's life:
+
+2       from the end of its second sleep (or of another) to its next: a probe and a heartbeat
+start   from where it takes over SIGTERM to its first sleep, or to its end
+stop    from a first SIGTERM, which ends its second sleep, to its end
+
+Each point gets an agent of its own, forked from here after the slow imports, which runs from its
+first line to its end. Its clocks and its time.sleep are ours: a sleep takes no time.
 
 Arguments: agent.py; the built points.c; SIGTERM, or SIGALRM, at which the clock jumps past every
-deadline; the sleep at whose end the window begins, counted from 1; the stride. The environment
-holds the settings; `{point}` in one of them stands for the point's number.
+deadline; the window; the stride; the agent's own arguments. The environment holds the settings;
+`{point}` in one of them stands for the point's number.
 
 Prints a line of JSON for each point: its number and place, the exit code, stdout and stderr. That
 of point 0, where nothing is delivered, has the number of points as its place.
@@ -29,7 +33,7 @@ import time
 import types
 import warnings
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 AT_ONCE = 2
 LIMIT = 6.0  # seconds for one agent, which needs a twentieth of one; then it hangs
@@ -40,8 +44,10 @@ LOST_STOP = 70  # exit code of an agent that went on after SIGTERM
 
 agent, library = sys.argv[1:3]
 number = signal.Signals[sys.argv[3]]
-window, stride = map(int, sys.argv[4:])
-del sys.argv[1:]  # the agent has none
+window, stride = sys.argv[4], int(sys.argv[5])
+sys.argv[1:] = sys.argv[6:]  # the agent's own
+# The sleep at whose end the window begins, counted from 1.
+first = {"start": 0, "stop": 2}[window] if window.isalpha() else int(window)
 
 points = ctypes.PyDLL(library)
 points.at_point.argtypes = [ctypes.c_int, ctypes.py_object]
@@ -56,6 +62,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import requests  # noqa: F401  # the slow part of what agent.py imports
 
+take_signal = signal.signal
 code = compile(Path(agent).read_text(), agent, "exec")
 gc.freeze()  # so that the children need not copy what only the collector would touch
 
@@ -66,7 +73,7 @@ class Child:
     def __init__(self, point: int) -> None:
         self.point = point
         self.slept = 0
-        self.passed = 0  # points, when the window ended
+        self.counts = False  # whether the window is open
         self.files: dict[str, IO[str]] = {
             name: tempfile.TemporaryFile("w+", errors="surrogateescape")  # noqa: SIM115
             for name in ("place", "stdout", "stderr")
@@ -85,7 +92,10 @@ class Child:
             os.environ[name] = value.replace("{point}", str(self.point))
         random.seed(0)
         time.monotonic = points.monotonic
+        time.clock_gettime = points.monotonic  # whatever clock it is asked for
         time.sleep = self.sleep  # type: ignore[assignment]
+        if window == "start":
+            signal.signal = self.take_over
         signal.signal(signal.SIGQUIT, points.at_point)
         main = types.ModuleType("__main__")
         main.__file__ = agent
@@ -93,26 +103,47 @@ class Child:
         try:
             exec(code, main.__dict__)
         except SystemExit as end:
+            self.end()
             # The rest of the interpreter's end takes longer than the whole life of the agent.
             gc.collect()
             atexit._run_exitfuncs()
             sys.stdout.flush()
             os._exit(end.code if isinstance(end.code, int) else 1)
 
+    def take_over(self, signalnum: int, handler: Any) -> Any:
+        """Stand in for signal.signal until the window begins."""
+        previous = take_signal(signalnum, handler)
+        if signalnum == signal.SIGTERM:
+            signal.signal = take_signal
+            self.begin()
+        return previous
+
+    def begin(self) -> None:
+        """Begin to count the points, of which the chosen one gets the signal."""
+        jump = JUMP if number == signal.SIGALRM else 0.0
+        self.counts = True
+        points.begin(self.point, number, jump, self.place, signal.set_wakeup_fd)
+
+    def end(self) -> None:
+        """End the window, where it is open."""
+        passed = points.end()
+        if self.counts and self.point == 0:
+            os.write(self.place, str(passed).encode())
+        self.counts = False
+
     def sleep(self, seconds: float) -> None:
         """Stand in for time.sleep."""
-        self.passed = self.passed or points.end()
+        if window != "stop":
+            self.end()
         points.advance(seconds)
         if seconds == SLICE:  # there is more to come of this sleep
             return
-        passed, self.passed = self.passed, 0
         self.slept += 1
-        if self.slept == window:
-            jump = JUMP if number == signal.SIGALRM else 0.0
-            points.begin(self.point, number, jump, self.place, signal.set_wakeup_fd)
-        elif self.slept == window + 1 and self.point == 0:
-            os.write(self.place, str(passed).encode())
-        elif self.slept == window + 1 + SLEEPS_AFTER:
+        if self.slept == first:
+            self.begin()
+            if window == "stop":
+                signal.raise_signal(signal.SIGTERM)
+        elif self.slept == first + 1 + SLEEPS_AFTER:
             delivered = self.point and os.fstat(self.place).st_size
             if delivered and number == signal.SIGTERM:
                 os._exit(LOST_STOP)

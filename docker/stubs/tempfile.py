@@ -1,0 +1,1 @@
+"""Stands in for tempfile: requests unpacks CA certificates to temporary files with it."""

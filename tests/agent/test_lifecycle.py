@@ -1,0 +1,96 @@
+"""The process: however Python is started, whoever its parent is, whatever is left to it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kit.peers.registry import Registry
+from kit.peers.service import ToyService
+from kit.sidecar import FOREVER, Sidecar, break_agent, wait_until
+
+# ---- however Python is started
+
+
+@pytest.mark.parametrize("flags", [[], ["-I", "-OO"]], ids=str)
+def test_runs_from_any_directory_with_and_without_isolation(
+    registry: Registry, service: ToyService, flags: list[str], tmp_path: Path
+) -> None:
+    sidecar = Sidecar(registry, service)
+    sidecar.python = ["sh", "-c", f'cd "{tmp_path}" && exec "$@"', "sh", sys.executable, *flags]
+    with sidecar:
+        sidecar.wait_registered()
+        sidecar.assert_stops()
+
+
+# ---- what else may happen to the process
+
+
+def test_a_bug_is_logged_with_its_traceback_and_exit_code_1(
+    service: ToyService, tmp_path: Path
+) -> None:
+    """No input is known that would do it, so a copy of the agent is broken on purpose."""
+    sidecar = Sidecar(None, service)
+    sidecar.script = [str(break_agent(tmp_path, "Agent.registering = lambda self: 1 / 0"))]
+    with sidecar:
+        assert sidecar.wait() == 1
+        assert "A bug in the sidecar" in sidecar.log
+        assert "ZeroDivisionError" in sidecar.log
+
+
+def test_a_stop_is_heard_where_the_parent_has_blocked_it(
+    registry: Registry, service: ToyService
+) -> None:
+    block = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
+    start = f"import os, signal, sys; {block}; os.execv(sys.argv[1], sys.argv[1:])"
+    sidecar = Sidecar(registry, service)
+    sidecar.python = [sys.executable, "-c", start, sys.executable, "-I"]
+    with sidecar:
+        sidecar.wait_registered()
+        sidecar.assert_stops()
+
+
+# ---- what others leave behind
+
+
+@pytest.mark.parametrize("state", ["registered", "backing-off"])
+def test_what_is_left_to_pid_1_is_reaped(
+    registry: Registry, service: ToyService, state: str
+) -> None:
+    unshare, nsenter = shutil.which("unshare"), shutil.which("nsenter")
+    trial = [unshare or "unshare", "--pid", "--fork", "true"]
+    if not unshare or not nsenter or subprocess.run(trial, capture_output=True).returncode != 0:
+        pytest.skip("needs unshare(1) and nsenter(1) with PID namespaces")
+    if state == "backing-off":
+        registry.play("register", "status_500", times=FOREVER)
+    sidecar = Sidecar(registry, service)
+    sidecar.python = [unshare, "--pid", "--fork", "--kill-child", sys.executable, "-I"]
+    with sidecar:
+        sidecar.wait_for("attempt 2" if state == "backing-off" else "Starting heartbeat loop")
+        (agent,) = psutil.Process(sidecar.pid).children()
+        left: set[psutil.Process] = set()
+        for _ in range(3):
+            leave = [nsenter, "--target", str(agent.pid), "--pid", "sh", "-c", "(sleep 1 &)"]
+            subprocess.run(leave, check=True)
+            left |= {*agent.children()}
+        assert len(left) == 3
+        wait_until(lambda: not agent.children(), why="nobody left")
+        agent.terminate()
+        assert sidecar.wait() == 0
+
+
+def test_what_ended_before_the_agent_began_is_reaped(
+    registry: Registry, service: ToyService
+) -> None:
+    """A wrapper that starts something, then becomes the agent."""
+    sidecar = Sidecar(registry, service)
+    sidecar.python = ["sh", "-c", 'true & exec "$@"', "sh", sys.executable, "-I"]
+    with sidecar:
+        sidecar.wait_registered()
+        assert not psutil.Process(sidecar.pid).children()
+        sidecar.assert_stops()

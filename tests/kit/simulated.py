@@ -1,0 +1,90 @@
+"""The real `Agent` in simulated time: what reaches out of it is replaced, and nothing else.
+
+Its states, schedule, backoff, jitter, probes and the meaning of answers are agent.py's. Replaced
+are the clock and the sleep, the look at the network, the heartbeat file unless one is given, and
+what carries an exchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import agent
+
+
+class Time(Protocol):
+    """A simulated clock, such as kit.clock's."""
+
+    def __call__(self) -> float:
+        """Return the time in seconds."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Return when so many seconds have passed."""
+
+
+# Carries one request and brings the answer; it is given the method, the path and the timeout.
+Carrier = Callable[[str, str, float], agent.Answer]
+
+
+class Undisturbed(agent.Signals):
+    """Signals that never come: a pause is slept in one go."""
+
+    def pause(self, end: float) -> None:
+        """Sleep until then."""
+        self.sleep(max(end - self.clock(), 0.0))
+
+
+class NoFile(agent.SignOfLife):
+    """A sign of life that nobody sees."""
+
+    def promise(self, duration: float) -> None:
+        """Write no file."""
+
+
+class NoNetwork(agent.Network):
+    """A network that nobody looks at: real looks, at every simulated pause, would take hours."""
+
+    def check(self) -> None:
+        """Find it as it was."""
+
+
+class Line(agent.Peer):
+    """A way to a simulated peer: no socket is opened."""
+
+    def __init__(self, url: str, signals: agent.Signals, carry: Carrier) -> None:
+        super().__init__(url, signals, True, None)
+        self.carry = carry
+
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],  # noqa: ARG002
+        body: bytes,  # noqa: ARG002
+        timeout: float,
+    ) -> agent.Answer:
+        """Have it carried."""
+        return self.carry(method, path, timeout)
+
+
+def simulated_agent(
+    settings: agent.Settings,
+    clock: Time,
+    uniform: agent.Uniform,
+    registry: Carrier,
+    service: Carrier | None = None,
+    life: agent.SignOfLife | None = None,
+) -> agent.Agent:
+    """Return the agent. Without a service, SERVICE_HEALTH_CHECK has to be none."""
+    signals = Undisturbed(clock, clock.sleep)
+    its_registry = agent.choose_registry(settings, signals)
+    its_registry.peer = Line(settings.registry_url, signals, registry)
+    its_service = agent.Service(settings, signals)
+    if service:
+        its_service.peer = Line(settings.health_url, signals, service)
+    its_life = life or NoFile(settings.heartbeat_file, clock)
+    network = NoNetwork(clock)
+    return agent.Agent(
+        settings, signals, its_registry, its_service, its_life, network, clock, uniform
+    )
