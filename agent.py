@@ -3,18 +3,21 @@
 
 One loop; each state is a method of `Agent` that blocks, and returns the state that follows:
 
-    waiting -> registering -> registered <-> service_down
-                    ^             |
-                    +-- the record is lost, or nothing was accepted for two intervals
+    waiting -> registering -> registered
+                 |   ^  ^       |   |
+                 |   |  +-------+   |     nothing was accepted for two intervals
+                 v   |              |
+               service_down <-------+
 
 SIGTERM or SIGINT in any state leads to `stop`: deregister, drain, exit 0. `--check` only looks.
 
-Who wants to know the job reads down to the end of `Record`. Each part below serves those above
-it: the registry and the service, the sign of life, the look before the start, settings, rules,
-the log, an exchange, waiting.
+To know the job, read to the end of `Record`. Each part below serves those above it: the registry
+and the service, the sign of life, the look before a start, settings, rules, the log, an exchange,
+waiting.
 
-Nothing waits without a bound: `Signals.wait` is the only place that waits, and every byte from a
-peer passes through a `PatientSocket`. No signal handler raises into a library.
+Nothing waits without a bound: `Signals.wait` is the only place that waits, and each byte of a
+peer's answer comes in through a `PatientSocket`. A signal raises nowhere but in `Signals.wait`;
+from there it ends an exchange as an error of the socket would.
 """
 
 from __future__ import annotations
@@ -44,13 +47,14 @@ import random
 import re
 import select
 import socket
+import stat
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
-from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlsplit
 
 with warnings.catch_warnings():
     # requests remarks that the image has no charset_normalizer.
@@ -71,6 +75,12 @@ import healthcheck
 
 VERSION = "1.1.0"  # the Dockerfile's is held to it
 REGISTRY_TTL = 60.0  # seconds without a heartbeat after which the registry drops a record
+
+# What an answer of the registry means.
+ACCEPTED = "accepted"  # or, of a look: the record is there
+LOST = "lost"  # the registry has no record of the name
+REFUSED = "refused"  # because of the token
+FAILED = "failed"  # in any other way, no answer among them
 
 Clock = Callable[[], float]  # healthcheck.clock, or a test's
 Uniform = Callable[[float, float], float]  # random.uniform, or a test's
@@ -139,6 +149,7 @@ def print_about(arguments: Sequence[str]) -> int:
 
 LOG_AGAIN = 30.0  # seconds between repeated lines about one lasting fault
 GOOD_PROBES = 2  # in a row, for the way back of a service that was down
+TRY_AGAIN = 2.5  # seconds between attempts to write a heartbeat file that cannot be written
 
 State = Callable[[], Any]  # blocks, and returns the state that follows
 
@@ -193,7 +204,7 @@ class Agent:
     def registering(self) -> State:
         """Repeat the registration, with backoff, until the registry takes it.
 
-        The first follows a probe that has just been made; each other one has its own.
+        The first one follows a good probe; each later one has a probe of its own.
         """
         self.life.show("registering", self.clock())
         for attempt in itertools.count(1):
@@ -214,19 +225,22 @@ class Agent:
         due, failures = self.record.due(), 0
         while True:
             self.pause(due - self.clock())
-            # The retries of a slot probe no more, for hanging probes together with failing
-            # heartbeats would cost the record: but what may register does.
-            probed = not failures or self.record.is_ending()
+            # A retry does without a probe, because hanging probes and failing heartbeats together
+            # would cost the record. But nothing is registered without one.
+            probed = not failures or self.record.wants_registration()
             if probed and not self.is_healthy():
                 return self.service_down
             if self.record.left() <= 0:
                 log.warning("No heartbeat accepted for two intervals; registering again")
                 return self.registering
-            answer = self.record.refresh()
+            answer = self.record.refresh(may_register=probed)
             if answer.meaning == LOST:
-                return self.registering if probed or self.is_healthy() else self.service_down
+                if not probed and not self.is_healthy():
+                    return self.service_down
+                answer = self.record.renew()
             if answer.meaning == ACCEPTED:
-                self.record.look()
+                if probed:
+                    self.record.look()
                 due, failures = self.record.due(), 0
             else:
                 failures += 1
@@ -235,6 +249,7 @@ class Agent:
     def service_down(self) -> State:
         """Send nothing, so that the record expires, until the service is healthy again."""
         since = said = self.clock()
+        self.record.outage = None  # nothing is sent from now on that could end it
         down = "Service is DOWN: %s; no heartbeat until it is healthy again"
         log.error(down, self.service.problem)
         good = 0
@@ -265,7 +280,7 @@ class Agent:
         self.life.promise(duration)
         with contextlib.suppress(Stop):
             self.signals.unblock()
-            self.signals.pause(self.clock() + duration)
+            self.signals.pause_until(self.clock() + duration)
         self.signals.block()
 
     # What the states do
@@ -291,36 +306,43 @@ class Agent:
         return min(self.uniform(1.0, 2.0), self.settings.heartbeat_interval)
 
     def pause(self, duration: float) -> None:
-        """Sleep so many seconds, and no longer than until then by the clock. Raises Stop."""
+        """Sleep so many seconds, by the clock. Raises Stop."""
         end = self.clock() + max(duration, 0.0)
         exchanges = self.settings.service_health_timeout + self.settings.registry_timeout
-        while True:
-            left = end - self.clock()
-            self.life.promise(max(left, 0.0) + exchanges)
-            if not self.life.fails or left <= GRACE / 2:
-                break
-            self.signals.pause(self.clock() + GRACE / 2)  # and try again to write the file
-        self.signals.pause(end)
+        self.life.promise(end - self.clock() + exchanges)
+        while self.life.fails and self.clock() + TRY_AGAIN < end:
+            self.signals.pause_until(self.clock() + TRY_AGAIN)
+            self.life.promise(end - self.clock() + exchanges)
+        self.signals.pause_until(end)
         self.network.check()
 
 
 # ----------------------------------------------------------------------------------- the record
 
-# The list is looked at after one heartbeat in seven to ten, drawn anew each time: behind a
-# balancer that takes turns, a constant number would meet the same replica each time.
-LOOK_EVERY = 7, 11
-# After a look that missed the name, so many in a row have to find it. Behind five replicas that
-# answer from their own memories, with the registrations between them, they leave none out.
+# Heartbeats between two looks at the list, drawn anew each time: behind a balancer that takes
+# turns, a constant number would look at the same replica each time.
+LOOK_EVERY = 7, 11  # of the numbers from 7 to 10
+# After a look that missed the name, so many in a row have to find it. Five replicas that each
+# answer from a memory of their own then have it, nearly always.
 PROOF = 15
 
 
 class Record:
     """The service's record in the registry: how long it lives, and what keeps it alive and true.
 
+    Two intervals are one TTL. With the default interval, and a registry that fails each request:
+
+        seconds left   what happens
+        30             the slot begins: a probe, a heartbeat of 10 s at most
+        20 ... 7.5     heartbeats; before each a wait of at most half of what is left
+        7.5 ... 0      the same, but each a probe, a registration and only then a heartbeat
+        0              the state `registering`
+
+    So there is always a registration before the end, and it is accepted where that is to be had.
+
     Attributes: the `metadata` that the registry last took, when it last accepted a registration or
-    a heartbeat, the `outage` under way. Two intervals are one TTL. `doubt` is how many looks in a
-    row have still to find the name: while there is any, each heartbeat is a registration, which
-    reaches a replica that may have lost the record, and is followed by a look.
+    a heartbeat, the `outage` under way. `doubt` is how many looks in a row have still to find the
+    name. While there is doubt, each heartbeat is a registration, followed by a look.
     """
 
     def __init__(
@@ -336,9 +358,10 @@ class Record:
         self.clock, self.uniform = clock, uniform
         # A fleet started together neither beats together nor looks for its records together.
         self.phase = clock() + uniform(0, settings.heartbeat_interval)
-        self.look_in = int(uniform(1, LOOK_EVERY[1]))  # accepted heartbeats until the next look
+        self.look_in = int(uniform(1, LOOK_EVERY[1]))  # heartbeats until the next look
         self.doubt = 0
         self.metadata: Mapping[str, str] | None = None
+        self.maybe_there = False  # a registration may have been accepted
         self.accepted_at = -math.inf
         # Since when requests have failed in a row (seconds of the clock), and how many.
         self.outage: tuple[float, int] | None = None
@@ -357,17 +380,19 @@ class Record:
         """Return the seconds until then."""
         return self.expiry() - self.clock()
 
-    def is_ending(self) -> bool:
-        """Tell whether heartbeats have failed for so long that only a registration is safe.
+    def next_timeout(self) -> float:
+        """Return the deadline of a request that others may have to follow: half of what is left."""
+        half = max(self.left() / 2, self.settings.pace * FIRST_WAIT)
+        return min(self.settings.registry_timeout, half)
 
-        An accepted one leaves no gap, whether the record still lives by then or not.
-        """
+    def is_ending(self) -> bool:
+        """Tell whether a heartbeat might come too late, so that it takes a registration."""
         return self.left() <= self.settings.heartbeat_interval / 4
 
-    def share(self) -> float:
-        """Return the deadline of a request of which more may follow: half of what is left."""
-        share = max(self.left() / 2, self.settings.pace * FIRST_WAIT)
-        return min(self.settings.registry_timeout, share)
+    def wants_registration(self) -> bool:
+        """Tell whether the next request is a registration, which is a heartbeat as well."""
+        changed = self.service.metadata != self.metadata
+        return changed or self.doubt > 0 or self.is_ending()
 
     # What keeps it alive
 
@@ -387,49 +412,53 @@ class Record:
 
     def register(self, timeout: float) -> Answer:
         """Send the whole record once."""
-        settings, metadata, first = self.settings, self.service.metadata, self.metadata is None
+        settings, metadata = self.settings, self.service.metadata
+        before, self.maybe_there = self.maybe_there, True  # also where a signal ends this
         answer = self.ask(functools.partial(self.registry.register, metadata), timeout)
         if answer.meaning == ACCEPTED:
-            self.metadata = metadata
             words = (settings.service_name, settings.endpoint, say_plain(metadata))
             log.info("Service registered successfully: %s at %s %s", *words)
-            if first:
+            if self.metadata is None:
                 interval = say_seconds(settings.heartbeat_interval)
                 log.info("Starting heartbeat loop: every %s", interval)
+            self.metadata = metadata
+        elif not answer.late:
+            self.maybe_there = before
         return answer
 
     def renew(self) -> Answer:
-        """Register once; the heartbeats of a record that is fine do not depend on it."""
-        answer = self.register(self.share())
+        """Register once, in time for more; tell where that fails."""
+        answer = self.register(self.next_timeout())
         if answer.meaning != ACCEPTED:
             log.warning("Registration failed: %s; heartbeats continue", answer.advice)
         return answer
 
-    def refresh(self) -> Answer:
-        """Keep the record for another TTL: by a registration where one is due, else a heartbeat.
+    def refresh(self, may_register: bool) -> Answer:
+        """Keep the record for another TTL: by a registration where it wants one, or a heartbeat.
 
-        A registration that fails is followed by the heartbeat: that alone may still be accepted.
+        A registration that fails is followed by the heartbeat, which may be accepted all the same.
         """
-        changed = self.service.metadata != self.metadata
-        if changed:
-            log.info("Service has changed: %s", say_plain(self.service.metadata))
-        if changed or self.doubt or self.is_ending():
-            answer = self.renew()
-            if answer.meaning == ACCEPTED:
-                return answer
-        answer = self.ask(self.registry.heartbeat, self.share())
+        failed = None
+        if may_register and self.wants_registration():
+            if self.metadata not in (None, self.service.metadata):
+                log.info("Service has changed: %s", say_plain(self.service.metadata))
+            failed = self.renew()
+            if failed.meaning == ACCEPTED:
+                return failed
+        answer = self.ask(self.registry.heartbeat, self.next_timeout())
         if answer.meaning == ACCEPTED:
             log.info("Heartbeat accepted")
         elif answer.meaning == LOST:
             self.log_loss(answer)
-        return answer
+            self.doubt = max(self.doubt, 1)
+        return failed if failed and answer.meaning == LOST else answer
 
     def retry_wait(self, failures: int, answer: Answer) -> float:
         """Note that a slot's heartbeat has failed so often; return the seconds until the next."""
         pace = self.settings.pace
         wait = pace * backoff(failures, self.uniform) + answer.retry_after
         wait = wait_in_slot(wait, self.left(), pace * FIRST_WAIT)
-        self.note_failure("Heartbeat", answer, wait, ready=self.expiry())
+        self.note_failure("Heartbeat", answer, wait, ready=0.0 if self.doubt else self.expiry())
         return wait
 
     # What keeps it true
@@ -437,20 +466,21 @@ class Record:
     def look(self) -> None:
         """Look now and then whether the registry has the record; register where it has not.
 
-        For a heartbeat may be accepted whatever has become of the record. The heartbeats go on
-        whatever comes of a look, which may be wrong, too.
+        Because some registries accept a heartbeat whatever has become of the record. A look may be
+        wrong as well, so the heartbeats go on whatever comes of it. One that tells nothing is
+        followed by a registration, too, but changes nothing else.
         """
         self.look_in -= 1
         if self.look_in > 0:
             return
-        timeout = self.share()
+        timeout = self.next_timeout()
         self.life.promise(timeout)
         answer = self.registry.look(timeout)
         again = not self.doubt
         if answer.meaning == LOST:
             self.log_loss(answer)
-            # In doubt, by chance: two requests an interval, or three, would take turns with the
-            # replicas and meet the same ones each time.
+            # In doubt, the toss of a coin decides. Always two requests in an interval, or always
+            # three, might meet the same replicas each time.
             again = again or self.uniform(0, 1) < 0.5
             self.doubt = PROOF
         elif answer.advice:
@@ -463,9 +493,9 @@ class Record:
             self.renew()
 
     def withdraw(self) -> bool:
-        """Try once, shortly, to deregister what was registered; tell whether it is gone."""
-        # Where no registration was accepted, the record there is somebody else's.
-        if not self.settings.deregister_on_exit or self.metadata is None:
+        """Try once, shortly, to deregister what may be registered; tell whether it is gone."""
+        # Where no registration can have been accepted, the record there is somebody else's.
+        if not self.settings.deregister_on_exit or not self.maybe_there:
             return False
         self.life.promise(STOP_TIMEOUT)
         answer = self.registry.deregister(STOP_TIMEOUT)
@@ -491,12 +521,6 @@ class Record:
 
 
 # --------------------------------------------------------------------------------- the registry
-
-# What an answer of the registry means.
-ACCEPTED = "accepted"  # or, of a look: the record is there
-LOST = "lost"  # the registry has no record of the name
-REFUSED = "refused"  # because of the token
-FAILED = "failed"  # in any other way, no answer among them
 
 
 class Registry:
@@ -583,31 +607,29 @@ class Registry:
 
     def judge(self, answer: Answer, unknown: str) -> str:
         """Return what an answer means. A web page is no registry's, whatever its status."""
-        if answer.ok and not answer.is_page:
-            return ACCEPTED
         said = answer.message() if answer.status >= 500 else ""
-        if unknown != FAILED and (answer.status in (404, 410) or re.search(self.UNKNOWN, said)):
-            return unknown
-        if answer.status in (401, 403) or re.search(self.REFUSAL, said):
+        lost = answer.status in (404, 410) or re.search(self.UNKNOWN, said)
+        if answer.status in (401, 403) or (not lost and re.search(self.REFUSAL, said)):
             return REFUSED
-        return FAILED
+        if answer.is_page:
+            return FAILED
+        if answer.ok:
+            return ACCEPTED
+        return unknown if lost else FAILED
 
     def say_advice(self, answer: Answer) -> str:
         """Say what went wrong and, where the answer proves it, which variable to set."""
-        where = f"registry at {say_value(self.settings.registry_url)}"
+        url = self.settings.registry_url
+        where = f"registry at {say_value(url)}"
         if answer.meaning == REFUSED:
             return f"{where} {self.say_refusal(answer)}"
         said = f"{where} answered {answer.say()}" if answer.status else f"{where}: {answer.say()}"
-        consul = is_consul(self.settings.registry_url)
-        fixes = {
-            UNKNOWN_AUTHORITY: "set REGISTRY_CA_FILE to a file with its authority",
-            TLS_THERE: f"begin REGISTRY_URL with {'consul-tls' if consul else 'https'}://",
-            NO_TLS_THERE: f"begin REGISTRY_URL with {'consul' if consul else 'http'}://",
-            NOT_HTTP: "set REGISTRY_URL to where the registry is",
-            CLIENT_UNKNOWN: "it wants a client certificate, which this sidecar cannot send",
-        }
-        wrong_place = answer.ok or 300 <= answer.status < 400 or answer.status in (404, 405, 406)
-        fix = fixes[NOT_HTTP] if wrong_place else fixes.get(answer.proof, "")
+        secure, plain = ("consul-tls", "consul") if is_consul(url) else ("https", "http")
+        place = "set REGISTRY_URL to where the registry is"
+        begin = "begin REGISTRY_URL with"
+        fix = say_fix(answer, "REGISTRY", f"{begin} {secure}://", f"{begin} {plain}://", place)
+        if answer.ok or 300 <= answer.status < 400 or answer.status in (404, 405, 406):
+            fix = place
         if fix:
             return f"{said}: {fix}"
         refused = isinstance(answer.failure, ConnectionRefusedError) and not self.reached
@@ -785,18 +807,9 @@ class Service:
     def say_fix(self, answer: Answer) -> str:
         """Say what may make a service healthy that never was: no more than the answer proves."""
         own = self.settings.service_health_endpoint.startswith("/")
-        where = "set SERVICE_SCHEME to" if own else "begin SERVICE_HEALTH_ENDPOINT with"
-        secure = f"{where} https"
-        plain = secure.replace("https", "http")
+        begin = "set SERVICE_SCHEME to" if own else "begin SERVICE_HEALTH_ENDPOINT with"
         tcp = "set SERVICE_HEALTH_CHECK to tcp"
-        by_proof = {
-            UNKNOWN_AUTHORITY: "set SERVICE_CA_FILE to a file with its authority",
-            TLS_THERE: f"this looks like a TLS port: {secure}",
-            NO_TLS_THERE: plain,
-            NOT_HTTP: tcp,
-            CLOSED: f"{secure} if it speaks TLS, or {tcp[4:]} if it speaks no HTTP",
-            CLIENT_UNKNOWN: "it wants a client certificate, which this sidecar cannot send",
-        }
+        proven = say_fix(answer, "SERVICE", f"{begin} https", f"{begin} http", tcp)
         headers = "set SERVICE_HEALTH_HEADERS_FILE to a file with the headers that it wants"
         endpoint = "set SERVICE_HEALTH_ENDPOINT to its health check"
         by_status = {
@@ -807,13 +820,17 @@ class Service:
             406: f"it wants an Accept header: {headers}",
         }
         redirect = endpoint if 300 <= answer.status < 400 else ""
-        return by_proof.get(answer.proof) or by_status.get(answer.status) or redirect
+        return proven or by_status.get(answer.status, redirect)
 
 
 def health_metadata(health: Mapping[str, Any]) -> dict[str, str]:
-    """Return `version` and `status` as strings; the registry takes nothing else."""
-    found = {key: health[key] for key in ("version", "status") if health.get(key) is not None}
-    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in found.items()}
+    """Return `version` and `status` as strings, where they are text, numbers or truths."""
+    found = {key: health.get(key) for key in ("version", "status")}
+    texts = {
+        key: v if isinstance(v, str) else json.dumps(v)
+        for key, v in found.items()
+        if isinstance(v, str | int | float)
+    }
     # A lone surrogate is no text that the registry could store: it would refuse it each time.
     return {key: v[:MAX_METADATA].encode("utf-8", "replace").decode() for key, v in texts.items()}
 
@@ -846,7 +863,10 @@ class SignOfLife:
         self.shown = (state, ready, since, attempt, reason)
 
     def promise(self, duration: float) -> None:
-        """Promise the next write within so many seconds and some grace; often it stands there."""
+        """Promise the next write within so many seconds, and some grace.
+
+        Usually the file promises that already.
+        """
         until = self.clock() + duration + GRACE
         if until <= self.promised and self.shown == self.written:
             return
@@ -867,19 +887,25 @@ class Network:
 
     def __init__(self, clock: Clock = healthcheck.clock) -> None:
         self.clock = clock
-        # When it was found to be lost: infinite while there is one, NaN if there never was.
-        self.lost_at = math.nan
+        self.was_there = False
+        self.lost_at: float | None = None  # since when it has been gone
         self.check()
 
     def check(self) -> None:
-        """Exit with code 1 once it has been lost for CUT_OFF seconds."""
-        with contextlib.suppress(OSError):
+        """Exit with code 1 once it has been gone for CUT_OFF seconds."""
+        try:
             bare = all(re.fullmatch(BARE, name) for _, name in socket.if_nameindex())
-            self.lost_at = min(self.lost_at, self.clock()) if bare else math.inf
-        lost = self.clock() - self.lost_at
-        if lost >= CUT_OFF:
+        except OSError:
+            return
+        now = self.clock()
+        if not bare:
+            self.was_there, self.lost_at = True, None
+        elif self.was_there and self.lost_at is None:
+            self.lost_at = now
+        if self.lost_at is not None and now - self.lost_at >= CUT_OFF:
             fix = "exit 1, so that the restart policy brings the sidecar into the new network"
-            log.error("Network lost: nothing but loopback for %.0f s; %s", lost, fix)
+            lost = "Network lost: nothing but loopback for %.0f s; %s"
+            log.error(lost, now - self.lost_at, fix)
             raise SystemExit(1)
 
 
@@ -1166,16 +1192,12 @@ def file_of(read: Callable[[str], object], what: str) -> Callable[[str], str]:
     return parse
 
 
-def list_of(take: Callable[[str], T], fix: str) -> Callable[[str], list[T]]:
+def parse_list(text: str, fix: str = "a,b") -> list[str]:
     """Parse what stands between commas."""
-
-    def parse(text: str) -> list[T]:
-        items = [item.strip() for item in text.split(",") if item.strip()]
-        if not all(len(item) <= MAX_METADATA and item.isprintable() for item in items):
-            raise ValueError(f"set it to {fix}, at most {MAX_METADATA} characters each")
-        return [take(item) for item in items]
-
-    return parse
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not all(len(item) <= MAX_METADATA and item.isprintable() for item in items):
+        raise ValueError(f"set it to {fix}, at most {MAX_METADATA} characters each")
+    return items
 
 
 def parse_host(text: str) -> str:
@@ -1229,7 +1251,7 @@ def parse_pairs(text: str) -> dict[str, str]:
     """Parse k=v,k=v."""
     fix = "k=v,k=v with each key once"
     found: dict[str, str] = {}
-    for item in list_of(str, fix)(text):
+    for item in parse_list(text, fix):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not (key and equals and key not in found):
             raise ValueError(f"set it to {fix}, at most {MAX_METADATA} characters each")
@@ -1275,7 +1297,7 @@ class Settings:
     service_health_retries = Setting("3", whole(1, 100))
     service_metadata = Setting("", parse_pairs)
     service_id = Setting("", matching(RECORD_ID, RECORD_ID_FIX))
-    service_tags = Setting("", list_of(str, "a,b"))
+    service_tags = Setting("", parse_list)
     registry_url = Setting("http://vertice-register-lb:8888", parse_registry)
     registry_timeout = Setting("10", seconds(0.01))
     registry_token = Setting("", matching(TOKEN, TOKEN_FIX))
@@ -1365,9 +1387,11 @@ def problems_together(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
     Those that are not sound by themselves are missing among the values.
     """
-    problems = []
+    problems: list[tuple[str, str, str]] = []
+    if "REGISTRY_URL" not in values:
+        return problems
     metadata, interval = values.get("SERVICE_METADATA", {}), values.get("HEARTBEAT_INTERVAL", 0.0)
-    consul = is_consul(values.get("REGISTRY_URL", "consul:"))
+    consul = is_consul(values["REGISTRY_URL"])
     if consul and consul_meta(metadata) != metadata:
         text = ",".join(f"{key}={value}" for key, value in metadata.items())
         problems.append(("SERVICE_METADATA", text, CONSUL_FIX))
@@ -1514,10 +1538,10 @@ class NamedFile(Generic[T]):
 def file_mark(path: str) -> object:
     """Return what changes whenever the file does; None where there is no such file."""
     try:
-        stat = os.stat(path)
+        found = os.stat(path)
     except (OSError, ValueError):
         return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def choose_token(settings: Settings) -> NamedFile[str]:
@@ -1605,6 +1629,7 @@ def begin_after(places: Sequence[T], failed: T | None) -> list[T]:
 # -------------------------------------------------------------------------------------- the log
 
 MAX_SAID = 200  # characters of a peer's words in the log
+GO = str.maketrans({char: f"\\u00{ord(char):02x}" for char in "&<>"})  # its encoding/json
 SHORTEST_HEADER = 6  # characters of a header's value that is kept out of it
 
 log = logging.getLogger("sidecar")
@@ -1624,6 +1649,7 @@ def keep_secret(source: str, values: Iterable[str]) -> None:
 def forms(secret: str) -> set[str]:
     """Return a secret as it stands in text, in JSON (also inside JSON), in Python, in a URL."""
     found = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    found |= {form.translate(GO) for form in found}
     found |= {json.dumps(form)[1:-1] for form in found}
     found |= {secret.replace("/", r"\/"), repr(secret)[1:-1]}
     for safe in ("", "/", "!$&'()*+,;=:@/"):
@@ -1645,19 +1671,21 @@ def url_secrets(url: str) -> list[str]:
     parts = urlsplit(url)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     basic = basic_credentials(url).get("Authorization", "").removeprefix("Basic ")
+    asked = [value for _, value in parse_qsl(parts.query) if len(value) >= SHORTEST_HEADER]
     # Without a password, the user is a key.
-    return [basic, password, parts.password or ""] if password else [basic, user]
+    return [basic, *asked, *([password, parts.password or ""] if password else [user])]
 
 
 def header_secrets(headers: Mapping[str, str]) -> list[str]:
-    """Return the values of headers, what follows a scheme in one, and a password in that."""
+    """Return the values of headers, what follows a scheme or a = in one, and a password."""
     found = []
     for value in headers.values():
         scheme, _, sent = value.partition(" ")
         clear = b""
         with contextlib.suppress(ValueError):
             clear = base64.b64decode(sent) if scheme.lower() == "basic" else b""
-        found += [value, sent.strip(), clear.decode("utf-8", "replace").partition(":")[2]]
+        found += [value, sent.strip(), *re.findall('=[ "]*([^ ;,"]+)', value)]
+        found += [clear.decode("utf-8", "replace").partition(":")[2]]
     # The log would be unreadable without each `1` or `http`.
     return [value for value in found if len(value) >= SHORTEST_HEADER]
 
@@ -1709,9 +1737,9 @@ def say_seconds(duration: float) -> str:
 class Log(logging.Handler):
     """Writes lines to stdout while somebody reads there, and counts the others.
 
-    It never waits. The file stays as it is, without O_NONBLOCK, since other processes may share
-    it; but a pipe that poll calls writable takes PIPE_BUF bytes at once (pipe(7)). A terminal may
-    take fewer, so that is opened anew.
+    It never waits. Others may share the file, so it is opened anew to set O_NONBLOCK. That is
+    denied to a container's user; but a pipe that poll calls writable takes PIPE_BUF bytes at once
+    (pipe(7)), and the sidecar is alone in its container.
     """
 
     def __init__(self, plain: bool) -> None:
@@ -1719,7 +1747,7 @@ class Log(logging.Handler):
         super().__init__()
         self.plain, self.as_json = plain, False
         self.file = 1
-        if os.isatty(1):
+        if os.isatty(1) or stat.S_ISFIFO(os.fstat(1).st_mode):
             with contextlib.suppress(OSError):
                 self.file = os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         self.poller = select.poll()
@@ -1915,6 +1943,23 @@ def say_failure(error: Exception | None) -> str:
         words = error.strerror
         return say_plain(words[0].lower() + words[1:] if words[1:2].islower() else words)
     return say_plain(f"unusable answer: {type(error).__name__} {error}")
+
+
+def say_fix(answer: Answer, side: str, secure: str, plain: str, other: str) -> str:
+    """Say what helps against what the answer proves, "" where it proves nothing.
+
+    Args: REGISTRY or SERVICE; what makes it TLS; what makes it plain HTTP; what to do about a
+    peer that does not speak HTTP.
+    """
+    fixes = {
+        UNKNOWN_AUTHORITY: f"set {side}_CA_FILE to a file with its authority",
+        CLIENT_UNKNOWN: "it wants a client certificate, which this sidecar cannot send",
+        TLS_THERE: f"this looks like a TLS port: {secure}",
+        NO_TLS_THERE: plain,
+        NOT_HTTP: other,
+        CLOSED: f"{secure} if it speaks TLS; or {other} if it speaks no HTTP",
+    }
+    return fixes.get(answer.proof, "")
 
 
 def say_tls(error: ssl.SSLError) -> str:
@@ -2176,8 +2221,8 @@ class Signals:
             finally:
                 self.blocking = False
 
-    def pause(self, end: float) -> None:
-        """Sleep until then by the clock, however long the machine slept meanwhile. Raises Stop."""
+    def pause_until(self, end: float) -> None:
+        """Sleep until the clock says so, however long the machine slept meanwhile. Raises Stop."""
         self.wait(self.sleep, end)
 
 
@@ -2244,21 +2289,21 @@ class Wire:
     def connect_anywhere(self) -> PatientSocket:
         """Connect to one of the host's addresses: IPv6 where it has no IPv4 address, or none works.
 
-        For musl fails for both where a resolver fails for one, and it is asked for both.
+        One family is asked for at a time, because musl, asked for both, fails if either fails.
         """
-        unknown: list[OSError] = []
-        failures: list[OSError] = []
+        not_found: list[OSError] = []
+        not_connected: list[OSError] = []
         for family, shares in ((socket.AF_INET, 1), (socket.AF_INET6, 0)):
             try:
                 addresses = self.addresses(family)
             except OSError as error:
-                unknown.append(error)
+                not_found.append(error)
                 continue
             try:
                 return self.connect_in_turn(addresses, shares)
             except OSError as error:
-                failures.append(error)
-        raise [*failures, *unknown][0]
+                not_connected.append(error)
+        raise [*not_connected, *not_found][0]
 
     def connect_in_turn(self, addresses: list[Any], shares: int) -> PatientSocket:
         """Connect to one address after the other, each with its share of the time that is left.

@@ -1,6 +1,8 @@
 """The README's and the guide's commands, typed in as they stand there, beside a service that knows no registry."""
 
+import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,6 +173,15 @@ def test_a_look_finds_a_bad_health_file_and_a_refused_token(
         print(*said, sep="\n")
         assert code == 1
         assert any(line.startswith("token: not fine: ") and words in line for line in said)
+
+
+def test_the_options_to_publish_the_image_are_buildxs() -> None:
+    options = re.findall(r"--[a-z]+", block(GUIDE, "Before you start", "sh").text)
+    command = ["docker", "buildx", "build", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        unavailable("docker buildx is not installed")
+    assert [option for option in options if f"{option} " not in done.stdout] == []
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Names as musl looks them up, with name servers that answer one type of question alone."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,9 +17,15 @@ class Names:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        place = {"network": "bridge", "networking_config": None, "dns": [SERVER]}
-        place["sysctls"] = {"net.ipv6.conf.all.disable_ipv6": 0}
-        self.server = self.peer("names", "--host", SERVER, **place)
+        self.server = self.peer(
+            "names",
+            "--host",
+            SERVER,
+            network="bridge",
+            networking_config=None,
+            dns=[SERVER],
+            sysctls={"net.ipv6.conf.all.disable_ipv6": 0},
+        )
         self.inside = {
             "network": None,
             "networking_config": None,
@@ -28,7 +33,9 @@ class Names:
         }
         anywhere = ("--host", "::", "--verbose", "--port")
         ttl = ("--ttl", str(TTL))
-        self.registry = PeerNode(self.peer("registry", *ttl, *anywhere, "8888", **self.inside), 8888)
+        self.registry = PeerNode(
+            self.peer("registry", *ttl, *anywhere, "8888", **self.inside), 8888
+        )
         self.service = PeerNode(self.peer("service", *anywhere, "8080", **self.inside), 8080)
 
     def peer(self, module: str, *arguments: str, **options: object) -> Node:
@@ -53,7 +60,7 @@ class Names:
 
 
 @pytest.fixture
-def names(lab: Lab) -> Iterator[Names]:
+def names(lab: Lab) -> Names:
     return Names(lab)
 
 

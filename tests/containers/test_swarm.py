@@ -7,6 +7,7 @@ not every kernel has, and the sidecar does not care.
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from kit.documents import blocks
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
+GUIDE = "INTEGRATION_GUIDE.md"
 TTL = 60.0  # seconds; no record expires during a test
 PATIENCE = 120.0  # seconds for Swarm to do what it was told
 # `docker stack deploy` knows no extends, and is stricter about types than what compose v2 prints.
@@ -134,6 +136,12 @@ class Stack:
         command = ["docker", "stack", *arguments]
         return run(command, self.directory, **self.variables, DOCKER_HOST=self.lab.engine.url)
 
+    def type_in(self, commands: str) -> None:
+        """Run commands of a shell in the stack's directory."""
+        engine = {"DOCKER_HOST": self.lab.engine.url}
+        done = run(["sh", "-ec", commands], self.directory, **self.variables, **engine)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def deploy(self, *files: Path, **variables: object) -> None:
         """Deploy the files, by default the service's and the template; variables stay set for the next time."""
         self.variables |= variables
@@ -178,8 +186,13 @@ class Stack:
 def test_a_stack_with_the_template_is_registered_and_confined(
     lab: SwarmLab, registry: PeerNode, tmp_path: Path
 ) -> None:
+    """By the guide's own commands; the stack's name differs."""
+    (commands,) = [b.text for b in blocks(GUIDE) if (b.heading, b.language) == ("Swarm", "sh")]
+    (tmp_path / TEMPLATE.name).write_text(TEMPLATE.read_text())
     with Stack(lab, tmp_path) as stack:
-        stack.deploy()
+        for name in re.findall(r"\b(\w+)=", commands):
+            stack.variables.pop(name, None)
+        stack.type_in(commands.replace(" osint\n", f" {stack.name}\n"))
         assert registry.wait_record(NAME, PATIENCE)["endpoint"] == f"http://{HOST}:{PORT}"
         sidecar = stack.sidecar()
         sidecar.wait_health("healthy", "^registered, last heartbeat")
@@ -253,7 +266,7 @@ def test_a_project_by_extends_becomes_a_stack_by_way_of_compose_config(
 
 def test_the_guides_stack_is_registered(lab: SwarmLab, registry: PeerNode, tmp_path: Path) -> None:
     """What differs here is given beside it: the toy service's command, the network."""
-    (text,) = [b.text for b in blocks("INTEGRATION_GUIDE.md") if b.heading == "Swarm" and b.language == "yaml"]
+    (text,) = [b.text for b in blocks(GUIDE) if (b.heading, b.language) == ("Swarm", "yaml")]
     (tmp_path / "guide.yml").write_text(text)
     by_task = "    deploy: {endpoint_mode: dnsrr}\n"
     network = f"networks: {{maximus-network: {{external: true, name: {lab.network.name}}}}}\n"

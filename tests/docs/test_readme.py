@@ -70,6 +70,11 @@ def test_the_size_that_it_tells_of_agent_py_is_its_own() -> None:
     assert abs(int(told[2]) - job) <= 50
 
 
+@pytest.mark.parametrize("document", [README, GUIDE])
+def test_the_looks_after_an_outage_are_as_many_as_it_says(document: str) -> None:
+    assert re.search(rf"until {agent.PROOF} looks in a row have\s+found it", read(document))
+
+
 def real_output() -> tuple[list[str], list[str]]:
     """Return the log and the health lines of real agents that went through all that the README tells of."""
     health: list[str] = []

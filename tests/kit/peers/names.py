@@ -14,7 +14,6 @@ import signal
 import socketserver
 import struct
 import threading
-from typing import Any
 
 ERRORS = {"ok": 0, "nodata": 0, "servfail": 2, "nxdomain": 3, "notimp": 4, "refused": 5}
 TYPES = {1: "A", 28: "AAAA"}
@@ -67,7 +66,7 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.53", help="(%(default)s)")
     parser.add_argument("--port", type=int, default=53, help="(%(default)s)")
     options = parser.parse_args()
-    ends: Any = {signal.SIGTERM, signal.SIGINT}
+    ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     with socketserver.ThreadingUDPServer((options.host, options.port), Question) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
