@@ -32,10 +32,14 @@ SETTLED = TTL + 2  # seconds after the last trouble in which the record must not
 
 # What may come of each request; the first is what comes where all is well. "lost": the request was
 # taken, and its answer did not come. "stopped": a signal comes while the agent waits for it.
+# "denied": somebody in between says that there is no record, but there is.
 PROBE = ("well", "failing", "late", "stopped")
 FAILURES = ("refused", "failing", "asked to wait", "late", "lost", "stopped")
 REGISTRATION = ("accepted", *FAILURES)
-HEARTBEAT = {True: ("accepted", "not known", *FAILURES), False: ("not known", *FAILURES)}
+HEARTBEAT = {
+    True: ("accepted", "not known", "denied", *FAILURES),
+    False: ("not known", *FAILURES),
+}
 LOOK = {True: ("has it", "lacks it"), False: ("lacks it",)}
 NO_LOOK = ("tells nothing", "late", "stopped")
 DEREGISTRATION = ("accepted", "failing", "late")
@@ -138,7 +142,8 @@ class World:
         health = module.healthcheck
         health.time, health.write = self.times, self.write
         self.signals = signals = module.Signals(health.clock, self.sleep)
-        signals.pause, signals.block, signals.unblock = self.pause, self.block, self.unblock
+        signals.pause_until, signals.block = self.pause, self.block
+        signals.unblock = self.unblock
         self.stop_soon = False
         self.freeze_at, self.freeze_lasts, self.suspends = math.inf, 0.0, False
         # The service, as the agent sees it, and as it is.
@@ -206,7 +211,7 @@ class World:
         if event != "nothing":
             self.story.append((promises.now, "in between", event))
             self.happens(event, max(end - self.module.healthcheck.clock(), 0.0))
-        self.module.Signals.pause(self.signals, end)
+        self.module.Signals.pause_until(self.signals, end)
 
     def events(self) -> list[str]:
         """Return what may come, but for what makes no difference."""
@@ -329,6 +334,8 @@ class World:
         outcome = self.choices.outcome(options) if self.choosing else options[0]
         self.story.append((promises.now, what, outcome))
         self.asked_at, self.forced = promises.now, len(options) == 1
+        if what == "register" and outcome in ("late", "lost", "stopped"):
+            promises.maybe_registered = True
         if outcome == "stopped":
             self.stop()
             self.signals.wait(lambda _seconds: True, math.inf)
@@ -356,8 +363,8 @@ class World:
             promises.accepted(what, self.asked_at)
             self.choosing = True
             return module.Answer(200, meaning=module.ACCEPTED)
-        if outcome == "not known":
-            if promises.present:
+        if outcome in ("not known", "denied"):
+            if promises.present and outcome == "not known":
                 promises.vanishes(promises.now)
             promises.not_known()
             return module.Answer(404, meaning=module.LOST)

@@ -141,7 +141,7 @@ class Fault(NamedTuple):
     old: str
     new: str
     finding: str
-    here: bool = True
+    of_agent: bool = True
 
 
 # ---- Here stands text of agent.py: whoever changes that changes this. ---------------------------
@@ -157,7 +157,7 @@ FAULTS = {
         "a heartbeat for a service that is down",
     ),
     "does not look for the record in the list": Fault(
-        "if self.look_in > 0:", "if self.look_in:", "the record is absent"
+        "if self.look_in > 0:", "if self.look_in < 1000:", "the record is absent"
     ),
     "a look that ends the heartbeats": Fault(
         "                self.record.look()\n",
@@ -168,16 +168,16 @@ FAULTS = {
         "the record expires",
     ),
     "a pause that counts, and asks no clock": Fault(
-        "        while True:\n            left = end - self.clock()\n            try:\n",
-        "        left = end - self.clock()\n        while True:\n            left -= SLICE\n"
+        "            left = end - self.clock()\n            try:\n",
+        "            left = left - SLICE if 'left' in vars() else end - self.clock()\n"
         "            try:\n",
         "the health file is",
     ),
     "a clock that stands still in a suspension": Fault(
         'getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)',
         "time.CLOCK_MONOTONIC",
-        "after the last accepted request",
-        here=False,
+        "the record is absent",
+        of_agent=False,
     ),
     "one registration after a look that missed, looks at one distance": Fault(
         "            self.doubt = PROOF\n",
@@ -185,8 +185,8 @@ FAULTS = {
         "lists lack the name",
     ),
     "registers at the end of a record, whatever the service does": Fault(
-        "probed = not failures or self.record.is_ending()",
-        "probed = not failures",
+        "probed = not failures or self.record.wants_registration()\n",
+        "probed = not failures or self.record.wants_registration() and self.record.left() > 0\n",
         "the service was not probed before",
     ),
     "a gap before the registration": Fault(
@@ -209,16 +209,15 @@ FAULTS = {
         "return max(min(wait, left / 2), shortest)", "return max(wait, shortest)", "expires"
     ),
     "a heartbeat that is not known is but a failure": Fault(
-        "            if answer.meaning == LOST:\n                return self.reg",
-        "            if answer.meaning == STOP_TIMEOUT:\n                return self.reg",
+        "            if answer.meaning == LOST:\n                if not",
+        "            if answer.meaning == STOP_TIMEOUT:\n                if not",
         "the record is absent",
     ),
     "a new version is not registered": Fault(
-        "changed = self.service.metadata != self.metadata", "changed = False", "as it is"
+        "changed = self.service.metadata != self.metadata", "changed = 0", "as it is"
     ),
     "a new version's registration ends the heartbeats": Fault(
-        "            answer = self.renew()\n            if answer.meaning == ACCEPTED:\n",
-        "            answer = self.renew()\n            if answer.meaning:\n",
+        "            if failed.meaning == ACCEPTED:\n", "            if failed.meaning:\n",
         "the record expires",
     ),
     "no promise before a request": Fault(
@@ -228,8 +227,8 @@ FAULTS = {
         "        self.life.promise(self.settings.service_health_timeout)\n", "", "the health file is"
     ),
     "a pause promises no exchange": Fault(
-        "self.life.promise(max(left, 0.0) + exchanges)",
-        "self.life.promise(max(left, 0.0) / 2)",
+        "self.life.promise(end - self.clock() + exchanges)\n        while",
+        "self.life.promise(end - self.clock() - exchanges)\n        while",
         "the health file is",
     ),
     "the TTL is reckoned from the answer": Fault(
@@ -250,7 +249,7 @@ FAULTS = {
     ),
     "stops without a word": Fault("return self.stop()", "return 0", "0 deregistrations"),
     "deregisters what it has not registered": Fault(
-        "not self.settings.deregister_on_exit or self.metadata is None",
+        "not self.settings.deregister_on_exit or not self.maybe_there",
         "not self.settings.deregister_on_exit",
         "1 deregistrations",
     ),
@@ -260,10 +259,10 @@ FAULTS = {
 
 def mutant(fault: Fault) -> Any:
     """Return a copy of the agent with a fault."""
-    text = (AGENT if fault.here else HEALTHCHECK).read_text()
+    text = (AGENT if fault.of_agent else HEALTHCHECK).read_text()
     assert text.count(fault.old) == 1, "the text to replace is not there once"
     text = text.replace(fault.old, fault.new)
-    return load(text) if fault.here else load(health_text=text)
+    return load(text) if fault.of_agent else load(health_text=text)
 
 
 def shortest(module: Any) -> str:
