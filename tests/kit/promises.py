@@ -12,17 +12,17 @@ from typing import Any
 TTL = 60.0  # seconds that a record lives after each request that the registry took
 SLICE = 1.0  # seconds, the longest wait in one go: a freeze is noticed at its end
 ENOUGH = 3  # failed requests and probes since the last accepted request that may cost the record
-MOST_REQUESTS = 30  # to the registry in any 60 s
+MOST_REQUESTS = 30  # to the registry in any two intervals
 LONGEST_RUN = 5000.0  # seconds
 STOP = 3.0  # seconds until it has ended, and DRAIN_SECONDS
 
 
-class Broken(AssertionError):
+class BrokenPromiseError(AssertionError):
     """A promise was not kept."""
 
 
 class Promises:
-    """Told of everything that happens; raises Broken as soon as a promise is not kept.
+    """Told of everything that happens; raises BrokenPromiseError as soon as a promise is not kept.
 
     The record may expire (`excused`) while the service is down, after ENOUGH failures, and after a
     freeze. However it vanished, it is back by `due_by`, reckoned from the last thing that went
@@ -82,14 +82,18 @@ class Promises:
         """Note that time passes in which the agent runs, or waits."""
         self.now += seconds
         if self.now > LONGEST_RUN:
-            raise Broken("it never settles")
+            raise BrokenPromiseError("it never settles")
         if self.now > self.promised + 0.1:
-            raise Broken(f"the health file is {self.now - self.promised:.1f} s late")
+            raise BrokenPromiseError(f"the health file is {self.now - self.promised:.1f} s late")
         if self.now > self.stopped_at + STOP + self.settings.drain_seconds:
-            raise Broken(f"it still runs {self.now - self.stopped_at:.1f} s after the signal")
+            raise BrokenPromiseError(
+                f"it still runs {self.now - self.stopped_at:.1f} s after the signal"
+            )
         self.expire()
         if self.absent_since is not None and self.now > self.due_by:
-            raise Broken(f"the record is absent for {self.now - self.absent_since:.0f} s")
+            raise BrokenPromiseError(
+                f"the record is absent for {self.now - self.absent_since:.0f} s"
+            )
 
     def freezes(self, seconds: float) -> None:
         """Note that time passes in which it cannot run, in a wait of its own."""
@@ -110,7 +114,7 @@ class Promises:
         """Let the record expire when it is time for it."""
         if self.now > self.expires:
             if not self.excused:
-                raise Broken(f"the record expires after {self.failures} failures")
+                raise BrokenPromiseError(f"the record expires after {self.failures} failures")
             self.vanishes(self.expires)
 
     def goes_on(self, since: float | None = None) -> None:
@@ -171,16 +175,16 @@ class Promises:
     def sends(self, what: str) -> None:
         """Judge that a request is sent to the registry."""
         if self.stopped_at < math.inf:
-            raise Broken(f"a {what} of an agent that stops")
+            raise BrokenPromiseError(f"a {what} of an agent that stops")
         self.sent.append(self.now)
         before = self.sent[-1 - MOST_REQUESTS] if len(self.sent) > MOST_REQUESTS else -math.inf
-        if self.now < before + 60:
-            raise Broken(f"more than {MOST_REQUESTS} requests in 60 s")
+        if self.now < before + self.two_intervals:
+            raise BrokenPromiseError(f"more than {MOST_REQUESTS} requests in two intervals")
         if what != "look" and self.down:
-            raise Broken(f"a {what} for a service that is down")
+            raise BrokenPromiseError(f"a {what} for a service that is down")
         if what == "heartbeat" and self.now > self.accepted_at + self.two_intervals + SLICE:
             late = self.now - self.accepted_at
-            raise Broken(f"a heartbeat {late:.1f} s after the last accepted request")
+            raise BrokenPromiseError(f"a heartbeat {late:.1f} s after the last accepted request")
         if what == "register":
             self.judge_registration()
 
@@ -189,18 +193,22 @@ class Promises:
         if not self.seen and not self.registered:  # "registering it anyway"
             since = self.now - self.settings.initial_wait_timeout
             if since < 0:
-                raise Broken("a registration before the service was ever healthy")
+                raise BrokenPromiseError("a registration before the service was ever healthy")
             since -= self.frozen_for
             if not self.failed_registrations and since > self.settings.service_health_timeout + 0.1:
-                raise Broken(f"the first registration {since:.1f} s after INITIAL_WAIT_TIMEOUT")
+                raise BrokenPromiseError(
+                    f"the first registration {since:.1f} s after INITIAL_WAIT_TIMEOUT"
+                )
             return
         if self.failed_probes:
-            raise Broken("a registration right after a failed probe")
+            raise BrokenPromiseError("a registration right after a failed probe")
         if not self.present and not self.fresh:
-            raise Broken("the record is put back, and the service was not probed before")
+            raise BrokenPromiseError(
+                "the record is put back, and the service was not probed before"
+            )
         if self.now < self.wait_until - 0.001:
             early = self.wait_until - self.now
-            raise Broken(f"a registration {early:.1f} s before Retry-After allows it")
+            raise BrokenPromiseError(f"a registration {early:.1f} s before Retry-After allows it")
 
     def accepted(self, what: str, sent_at: float) -> None:
         """Note that the agent is told that a registration or a heartbeat is accepted."""
@@ -228,9 +236,11 @@ class Promises:
         """Judge what the agent writes into its health file."""
         self.promised = promise
         if state == "down" and not self.down:
-            raise Broken(f"down after {self.failed_probes} failed probes in a row")
+            raise BrokenPromiseError(f"down after {self.failed_probes} failed probes in a row")
         if ready_until > max(self.now, self.accepted_at + self.two_intervals) + 0.001:
-            raise Broken("ready for longer than two intervals after the last accepted request")
+            raise BrokenPromiseError(
+                "ready for longer than two intervals after the last accepted request"
+            )
 
     def stops(self) -> None:
         """Note that the signal comes."""
@@ -240,6 +250,7 @@ class Promises:
     def ended(self, code: int) -> None:
         """Judge the end."""
         if code != 0:
-            raise Broken(f"exit code {code}")
-        if self.deregistrations != (self.registered or self.maybe_registered):
-            raise Broken(f"{self.deregistrations} deregistrations at the end")
+            raise BrokenPromiseError(f"exit code {code}")
+        due = self.settings.deregister_on_exit and (self.registered or self.maybe_registered)
+        if self.deregistrations != due:
+            raise BrokenPromiseError(f"{self.deregistrations} deregistrations at the end")

@@ -7,15 +7,16 @@ that is suspended, a service that is replaced, a signal. kit.promises judges all
 
 from __future__ import annotations
 
+import functools
 import math
 import signal
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kit.clock import Clock
-from kit.promises import TTL, Broken, Promises
+from kit.promises import TTL, BrokenPromiseError, Promises
 from kit.sidecar import AGENT, HEALTHCHECK
 
 SETTINGS = {
@@ -117,15 +118,20 @@ def load(agent_text: str = "", health_text: str = "") -> Any:
     module.healthcheck = types.ModuleType("healthcheck_copy")
     health_text = health_text or HEALTHCHECK.read_text()
     exec(compile(health_text, HEALTHCHECK, "exec"), vars(module.healthcheck))
-    module.settings_here = module.read_settings(SETTINGS)
     return module
+
+
+@functools.cache
+def known_settings(module: Any, variables: tuple[tuple[str, str], ...]) -> Any:
+    """Return the module's Settings of the variables; to read them each time would take longest."""
+    return module.read_settings(dict(variables))
 
 
 class World:
     """The registry, the service and the network of one agent, and that agent.
 
     Args: the agent's module, see `load`; the choices; what stands in for random.uniform; whether
-    it is chosen from the start, or from the first accepted registration on.
+    it is chosen from the start, or from the first accepted registration on; the variables.
     """
 
     def __init__(
@@ -134,11 +140,12 @@ class World:
         choices: Choices,
         uniform: Callable[[float, float], float],
         from_start: bool = True,
+        settings: Mapping[str, str] = SETTINGS,
     ) -> None:
         self.module, self.choices, self.choosing = module, choices, from_start
         self.times, self.story = Times(), list[tuple[float, str, str]]()
-        settings = module.settings_here
-        self.promises = Promises(settings)
+        values = known_settings(module, tuple(settings.items()))
+        self.promises = Promises(values)
         health = module.healthcheck
         health.time, health.write = self.times, self.write
         self.signals = signals = module.Signals(health.clock, self.sleep)
@@ -155,14 +162,14 @@ class World:
         self.asked_at = self.sane_since = 0.0
         self.forced = False  # there was nothing to choose
         life = module.SignOfLife("", health.clock)
-        self.agent = module.Agent(settings, signals, self, self, life, self, health.clock, uniform)
+        self.agent = module.Agent(values, signals, self, self, life, self, health.clock, uniform)
 
     def run(self) -> None:
-        """Run the agent until all has been well for a while, and stop it. Raises Broken."""
+        """Run the agent until all has been well for a while, and stop it. Raises BrokenPromiseError."""
         try:
             self.promises.ended(self.agent.run())
-        except Broken as error:
-            raise Broken(f"{error}\n{self.tell()}") from None
+        except BrokenPromiseError as error:
+            raise BrokenPromiseError(f"{error}\n{self.tell()}") from None
 
     def tell(self) -> str:
         """Return what happened, a line each."""
@@ -254,7 +261,7 @@ class World:
             return since > 2 * SETTLED
         true = self.stored == {"version": str(self.version)}
         if not true and since > 400:
-            raise Broken("the record does not show the service as it is")
+            raise BrokenPromiseError("the record does not show the service as it is")
         settled = since > (2 * SETTLED if self.for_good else SETTLED)
         return settled and true and promises.present and promises.accepted_at > self.sane_since
 
@@ -419,9 +426,9 @@ class Replicas(World):
         elif now > self.lost_at + self.INTERVALS * interval:
             missing, sent = self.listed.count(False), len(self.promises.sent)
             if missing:
-                raise Broken(f"{missing} of {len(self.listed)} lists lack the name")
+                raise BrokenPromiseError(f"{missing} of {len(self.listed)} lists lack the name")
             if sent > 3 * self.INTERVALS:
-                raise Broken(f"{sent} requests in {self.INTERVALS} intervals")
+                raise BrokenPromiseError(f"{sent} requests in {self.INTERVALS} intervals")
             return True
         return False
 

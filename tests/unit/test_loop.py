@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.promises import Broken
+from kit.promises import BrokenPromiseError
 from kit.sidecar import AGENT, HEALTHCHECK
-from kit.world import Choices, Replicas, World, highest, load, lowest, sequences
+from kit.world import SETTINGS, Choices, Replicas, World, highest, load, lowest, sequences
 
 OUTCOMES = 6
 PARTS = 8  # of each exploration, for workers to share
@@ -48,7 +48,7 @@ def the_agent() -> Any:
 def explore(
     module: Any, budget: int, uniform: Uniform, from_start: bool, first: Sequence[int] = ()
 ) -> int:
-    """Play each sequence; return how many. Raises Broken, with the first that breaks a promise."""
+    """Play each sequence; return how many. Raises BrokenPromiseError, with the first that breaks a promise."""
     played = 0
     for choices in sequences(budget, first):
         World(module, choices, uniform, from_start).run()
@@ -71,6 +71,14 @@ def test_every_sequence(from_start: bool, uniform: Uniform, part: int) -> None:
     module = the_agent()
     for first in beginnings(module, uniform, from_start)[part::PARTS]:
         assert explore(module, OUTCOMES, uniform, from_start, first)
+
+
+OTHER_SETTINGS: list[dict[str, str]] = [
+    {},
+    {"HEARTBEAT_INTERVAL": "20", "SERVICE_HEALTH_RETRIES": "1"},
+    {"HEARTBEAT_INTERVAL": "10", "INITIAL_WAIT_TIMEOUT": "0"},
+    {"SERVICE_HEALTH_RETRIES": "5", "DEREGISTER_ON_EXIT": "false"},
+]
 
 
 class Drawn(Choices):
@@ -110,20 +118,20 @@ def without_stop(options: Sequence[str], budget: int) -> Sequence[str]:
     return [option for option in options if budget <= 1 or option != "stopped"]
 
 
-@settings(max_examples=400)
-@given(st.data(), st.integers(7, 40))
-def test_longer_sequences(data: st.DataObject, budget: int) -> None:
+@settings(max_examples=max(1000, settings.default.max_examples))  # type: ignore[union-attr]
+@given(st.data(), st.integers(7, 40), st.sampled_from(OTHER_SETTINGS))
+def test_longer_sequences(data: st.DataObject, budget: int, others: dict[str, str]) -> None:
     choices = Drawn(data, budget)
-    World(the_agent(), choices, choices.uniform).run()
+    World(the_agent(), choices, choices.uniform, settings=SETTINGS | others).run()
 
 
 def play_replicas(module: Any, size: int, turns: str, budget: int) -> None:
-    """After each sequence the store is lost; every replica lists the name again. Raises Broken."""
+    """After each sequence the store is lost; every replica lists the name again. Raises BrokenPromiseError."""
     for choices in sequences(budget):
         chance = random.Random(7)
-        order = itertools.cycle(range(size))
-        if turns == "random":
-            order = (chance.randrange(size) for _ in itertools.count())
+        strict = itertools.cycle(range(size))
+        random_turns = (chance.randrange(size) for _ in itertools.count())
+        order = strict if turns == "strict" else random_turns
         Replicas(size, order, module, choices, chance.uniform, False).run()
 
 
@@ -217,14 +225,17 @@ FAULTS = {
         "changed = self.service.metadata != self.metadata", "changed = 0", "as it is"
     ),
     "a new version's registration ends the heartbeats": Fault(
-        "            if failed.meaning == ACCEPTED:\n", "            if failed.meaning:\n",
+        "            if failed.meaning == ACCEPTED:\n",
+        "            if failed.meaning:\n",
         "the record expires",
     ),
     "no promise before a request": Fault(
         "        self.life.promise(timeout)\n        now =", "        now =", "the health file is"
     ),
     "no promise before a probe": Fault(
-        "        self.life.promise(self.settings.service_health_timeout)\n", "", "the health file is"
+        "        self.life.promise(self.settings.service_health_timeout)\n",
+        "",
+        "the health file is",
     ),
     "a pause promises no exchange": Fault(
         "self.life.promise(end - self.clock() + exchanges)\n        while",
@@ -237,7 +248,7 @@ FAULTS = {
         "ready for longer",
     ),
     "a backoff that does not grow": Fault(
-        "2.0 ** min(attempt - 1, 16)", "2.0 ** min(attempt - 1, 0)", "requests in 60 s"
+        "2.0 ** min(attempt - 1, 16)", "2.0 ** min(attempt - 1, 0)", "requests in two"
     ),
     "a registration's Retry-After is not heeded": Fault(
         "wait = backoff(attempt, self.uniform) + answer.retry_after",
@@ -274,7 +285,7 @@ def shortest(module: Any) -> str:
             if budget == 3:
                 for size, turns in REPLICAS:
                     play_replicas(module, size, turns, 1)
-    except Broken as broken:
+    except BrokenPromiseError as broken:
         return str(broken)
     return ""
 
