@@ -21,8 +21,6 @@ from kit.peers.faults import FAULTS, Fault, bomb, html_page, resolve
 from kit.peers.server import Exchange, Peer
 
 SLOW = [f"slow {tenths / 10:g}" for tenths in range(1, 7)]  # late, but perhaps within the deadline
-A_LIST = ("json_list", *SLOW)  # as GET /services may bring it, if perhaps without the name
-RETRY_LATER = [f"{code}, Retry-After: {wait}" for code in (429, 503) for wait in (1, 60, 300)]
 RETRY_SOON = [f"{code}, Retry-After: {wait}" for code in (429, 503) for wait in (1, 2, 4)]
 PATIENCE = 2.0  # seconds; what has brought no head by then fails by every deadline of the soak
 MOST = 1 << 20  # bytes; nor does a head end beyond these
@@ -92,11 +90,6 @@ def hollow() -> list[str]:
 def unhealthy() -> list[str]:
     """Return what no healthy service answers."""
     return [name for name, look in looks().items() if not look.good]
-
-
-def useless() -> list[str]:
-    """Return what GET /services may bring without telling anything."""
-    return sorted(set(anything()) - {*A_LIST})
 
 
 class _Gallery(Peer):

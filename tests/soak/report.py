@@ -65,7 +65,8 @@ def summary(world: World) -> Iterator[str]:
     if unplayed := [kind for kind in KINDS if kind not in world.played]:
         yield f"not played: {', '.join(unplayed)}"
     requests = sum(
-        world.registry.count(operation)
+        front.count(operation)
+        for front in world.fronts
         for operation in ("register", "heartbeat", "list", "deregister")
     )
     yield f"requests: {requests} to the registry, {sum(unit.service.count() for unit in units)} probes"
