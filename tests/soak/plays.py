@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REGISTERED = r"^\S+ INFO Service registered successfully"  # no words of a peer
 DRAIN = 0.5  # seconds
 IDLE = 0.2  # seconds
-JUST_DUE = 0.1  # seconds after a heartbeat was due
+JUST_DUE = 0.3  # seconds after a heartbeat was due
 REPLICAS = 3
 PROMISED = 100  # intervals until each replica lists each name
 MOST_REQUESTS = 3  # in an interval
@@ -253,14 +253,15 @@ class Plays:
     def frozen_long(self, episode: Episode, unit: Unit) -> Play:
         """What is asked just before may be answered just after: then nobody knows what is first.
 
-        By the toss, it goes on right after a heartbeat was due, so that the next one is far.
+        By the toss, it freezes and goes on right after a heartbeat was due, when the next is far.
         """
+        if episode.toss:
+            yield unit.until_due() + JUST_DUE
         idle = time.monotonic() - unit.asked_at > IDLE
         unit.freeze()
         yield episode.length
         if episode.toss:
-            since = time.monotonic() - unit.asked_at
-            yield -since % unit.times.interval + JUST_DUE
+            yield unit.until_due() + JUST_DUE
         unit.register_first = idle and not self.world.outage
         unit.thaw()
 

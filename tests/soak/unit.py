@@ -177,6 +177,10 @@ class Unit:
             }
         )
 
+    def until_due(self) -> float:
+        """Return the seconds until its next heartbeat, or until that would be, if it were sane."""
+        return (self.asked_at - time.monotonic()) % self.times.interval
+
     def freeze(self) -> None:
         self.frozen = True
         self.sidecar.process.send_signal(signal.SIGSTOP)
