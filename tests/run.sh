@@ -28,7 +28,7 @@ esac
 
 echo "Lint and types"
 "$python" -m ruff check .
-"$venv/bin/shellcheck" -x .ci/run tests/*.sh
+"$venv/bin/shellcheck" -x .ci/run docker/*.sh tests/*.sh
 "$python" -m mypy agent.py healthcheck.py docker/*.py tests
 
 quick="not slow and not docker"
