@@ -134,6 +134,8 @@ class World:
     it is chosen from the start, or from the first accepted registration on; the variables.
     """
 
+    TTL = agent.REGISTRY_TTL
+
     def __init__(
         self,
         module: Any,
@@ -402,6 +404,8 @@ class Replicas(World):
     Each takes every request and answers from its own memory. Args: for each request the number of
     the replica that it reaches.
     """
+
+    TTL = agent.REGISTRY_TTL
 
     INTERVALS = 100  # after which each of them lists the name
 
