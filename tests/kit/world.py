@@ -134,7 +134,7 @@ class World:
     it is chosen from the start, or from the first accepted registration on; the variables.
     """
 
-    TTL = agent.REGISTRY_TTL
+    TTL = TTL
 
     def __init__(
         self,
@@ -405,7 +405,7 @@ class Replicas(World):
     the replica that it reaches.
     """
 
-    TTL = agent.REGISTRY_TTL
+    TTL = TTL
 
     INTERVALS = 100  # after which each of them lists the name
 
