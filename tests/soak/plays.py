@@ -137,7 +137,7 @@ class Plays:
             self.world.violation(unit, f"{episode.fault} was taken for an acceptance")
 
     def first_address_dead(self, episode: Episode, unit: Unit) -> Play:
-        """Of the registry's name, the service's or both."""
+        """Let the first address be dead of the registry's name, the service's or both."""
         with unkept(unit):
             unit.lead(dead_first=episode.operation.split(" and "))
             yield episode.length
@@ -204,7 +204,7 @@ class Plays:
         yield episode.length
 
     def authority_renewed(self, episode: Episode, unit: Unit) -> Play:
-        """By the toss, the file is spoilt first: then what it held stays in force."""
+        """Spoil the file first, where the toss says so: what it held stays in force."""
         new = unit.make_certificates()
         with unkept(unit):
             if episode.toss:
@@ -216,7 +216,7 @@ class Plays:
             yield episode.length
 
     def authority_late(self, episode: Episode, unit: Unit) -> Play:
-        """The peers are refused meanwhile."""
+        """Let the agent refuse the peers meanwhile."""
         new = unit.make_certificates()
         with unkept(unit), dead(unit):
             unit.show(new)
@@ -251,9 +251,9 @@ class Plays:
         unit.thaw()
 
     def frozen_long(self, episode: Episode, unit: Unit) -> Play:
-        """What is asked just before may be answered just after: then nobody knows what is first.
+        """Freeze it; where the toss says so, from one moment right after a heartbeat to another.
 
-        By the toss, it freezes and goes on right after a heartbeat was due, when the next is far.
+        What is asked just before may be answered just after: then nobody knows what is first.
         """
         if episode.toss:
             yield unit.until_due() + JUST_DUE
@@ -266,7 +266,7 @@ class Plays:
         unit.thaw()
 
     def suspended(self, episode: Episode, unit: Unit) -> Play:
-        """As after a freeze; but it takes no time, and only a clock that goes on shows it."""
+        """Suspend it: as frozen, but it takes no time, and only a clock that goes on shows it."""
         idle = time.monotonic() - unit.asked_at > IDLE
         unit.suspend(episode.length)
         unit.register_first = idle and not self.world.outage
@@ -326,11 +326,11 @@ class Plays:
         self.registry.limits = {}
 
     def idle_dropped(self, episode: Episode) -> Play:
-        """By the toss, TLS is ended before its connection is."""
+        """Drop them, TLS without its end where the toss says so."""
         peers = (*self.world.fronts, *(unit.service for unit in self.world.units))
         before = self.registry.idle_timeout
         for peer in peers:
-            peer.idle_timeout, peer.farewell = self.world.times.interval / 4, episode.toss
+            peer.idle_timeout, peer.farewell = self.world.times.interval / 4, not episode.toss
         yield episode.length
         for peer in peers:
             peer.idle_timeout, peer.farewell = before, True
@@ -352,13 +352,13 @@ class Plays:
         yield episode.length
 
     def _renew_token(self) -> None:
-        """The file first: so what meets the old one is repeated with the new one."""
+        """Renew it in the file first: what meets the old one is repeated with the new one."""
         token = self.world.new_secret()
         self.world.hand_out(token)
         self.registry.token = token
 
     def replicas_alone(self, episode: Episode) -> Play:
-        """Each answers from its own memory: before long each lists each name, by few requests.
+        """Let each answer from its own memory: before long all list each name, by few requests.
 
         Those with a long interval are not waited for.
         """
