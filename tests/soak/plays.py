@@ -76,9 +76,11 @@ class Plays:
             "the list fails": self.next_list,
             "first address dead": self.first_address_dead,
             "log not read": self.log_not_read,
+            "one probe's TLS fails": self.one_probe,
             "probe headers renewed": self.headers_renewed,
             "authority and certificates renewed": self.authority_renewed,
             "requests fail": self.requests,
+            "the registry's TLS fails": self.connections,
             "a website in its place": self.requests,
             "registrations are asked to wait": self.requests,
             "hollow answers": self.requests,
@@ -136,6 +138,18 @@ class Plays:
         if registered and episode.operation != "heartbeat" and episode.kind != "hollow answers":
             self.world.violation(unit, f"{episode.fault} was taken for an acceptance")
 
+    def connections(self, episode: Episode, unit: Unit) -> Play:
+        fault = self._counted(episode)
+
+        def play(exchange: Exchange) -> None:
+            unit.events += 1  # for no request may come of it
+            fault(exchange)
+
+        with unkept(unit):
+            unit.front.play(episode.operation, play, times=None)
+            yield episode.length
+            unit.front.sane(episode.operation)
+
     def first_address_dead(self, episode: Episode, unit: Unit) -> Play:
         """Let the first address be dead of the registry's name, the service's or both."""
         with unkept(unit):
@@ -150,13 +164,13 @@ class Plays:
     # ---- the service
 
     def one_probe(self, episode: Episode, unit: Unit) -> Play:
-        unit.service.play("health", self._counted(episode.fault))
+        unit.service.play(episode.operation, self._counted(episode))
         yield episode.length
         unit.service.sane()
 
     def service_misbehaves(self, episode: Episode, unit: Unit) -> Play:
         with dead(unit):
-            unit.service.play("health", self._counted(episode.fault), times=None)
+            unit.service.play(episode.operation, self._counted(episode), times=None)
             yield episode.length
             unit.service.sane()
 
@@ -186,7 +200,7 @@ class Plays:
 
     def service_flaps(self, episode: Episode, unit: Unit) -> Play:
         """Let three probes fail, so that it is down, then one of four be well: never two in a row."""
-        fault, probes = self._counted(episode.fault), itertools.count(1)
+        fault, probes = self._counted(episode), itertools.count(1)
 
         def flap(exchange: Exchange) -> None:
             if next(probes) % 4:
@@ -195,7 +209,7 @@ class Plays:
                 exchange.sane()
 
         with dead(unit):
-            unit.service.play("health", flap, times=None)
+            unit.service.play(episode.operation, flap, times=None)
             yield episode.length
             unit.service.sane()
 
@@ -223,12 +237,12 @@ class Plays:
             yield episode.length
             unit.trust(new)
 
-    def _counted(self, name: str) -> Fault:
-        """Return a fault of the catalogue that counts as met when it is."""
-        fault = named_fault(name)
+    def _counted(self, episode: Episode) -> Fault:
+        """Return an episode's fault, which counts as met when it is."""
+        fault = named_fault(episode.fault)
 
         def counted(exchange: Exchange) -> None:
-            self.world.met["health", name] += 1
+            self.world.met[episode.operation, episode.fault] += 1
             fault(exchange)
 
         return counted

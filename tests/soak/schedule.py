@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from kit.peers.registry import DIALECTS
-from soak.catalogue import RETRY_SOON, anything, failing, failing_or_slow, hollow, unhealthy
+from kit.peers.server import CONNECT
+from soak.catalogue import RETRY_SOON, anything, below, failing, failing_or_slow, hollow, unhealthy
 
 WITHOUT_OUTAGE = 2  # every so many rounds
 STRETCH = 10  # intervals that such a round takes about
@@ -63,10 +64,12 @@ AGENT_KINDS: Mapping[str, Kind] = {
         2, 3, 5, ("registry", "service", "registry and service"), keeps=True
     ),
     "log not read": Kind(1, 4, 7, keeps=True),
+    "one probe's TLS fails": Kind(6, ONE, ONE, (CONNECT,), below, keeps=True, traits=(TLS,)),
     "probe headers renewed": Kind(2, ONE, ONE, keeps=True),
     "authority and certificates renewed": Kind(4, ONE, ONE, keeps=True, traits=(TLS,)),
     # The registry, as this agent alone sees it.
     "requests fail": Kind(3, MET, 4, ("heartbeat", "register", "*"), failing),
+    "the registry's TLS fails": Kind(6, MET, 3, (CONNECT,), below, traits=(TLS,)),
     "a website in its place": Kind(1, MET, 3, ("register", "*"), ["web page"].copy),
     "registrations are asked to wait": Kind(2, MET, 3, ("register",), RETRY_SOON.copy),
     "hollow answers": Kind(5, MET, 3, ("heartbeat", "register", "*"), hollow),
