@@ -74,7 +74,8 @@ def write_new(path: str, content: bytes) -> None:
         os.unlink(path)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        os.write(file, content)
+        if os.write(file, content) < len(content):
+            raise OSError(None, "no space left on device")
     finally:
         os.close(file)
 

@@ -103,7 +103,8 @@ class Unit:
         )
         self.sidecar.script = [str(world.agent)]
         # With the schedule's seed for what it draws, a run repeats itself as far as clocks let it.
-        self.stage = Stage(self.sidecar, seed=f"{world.seed} {number}")
+        self.stage = Stage(self.sidecar, seed=f"{world.seed} {number}", ahead=0.0)
+        self.ahead = 0.0  # seconds for which its host was suspended
         self.running = False
         self.frozen = False
         self.awake_at = 0.0  # since when it is running and not frozen
@@ -144,6 +145,12 @@ class Unit:
         self.sidecar.process.send_signal(signal.SIGCONT)
         self.awake_at = time.monotonic()
         self.frozen = False
+
+    def suspend(self, seconds: float) -> None:
+        """Let its host have been suspended for so long."""
+        self.ahead += seconds
+        self.stage.set(ahead=self.ahead)
+        self.awake_at = time.monotonic()
 
     def reap(self, timeout: float) -> int:
         """Wait for the process to end; return its exit code. Raises TimeoutExpired."""
