@@ -322,7 +322,7 @@ class Plays:
         self.registry.limits = {}
 
     def token_renewed(self, _episode: Episode) -> Iterator[None]:
-        """The file first: so what meets the old one is repeated with the new one."""
+        """Renew it in the file first: what meets the old one is repeated with the new one."""
         token = self.world.new_token()
         self.world.hand_out(token)
         self.registry.token = token
