@@ -74,7 +74,8 @@ def write_new(path: str, content: bytes) -> None:
         os.unlink(path)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        os.write(file, content)
+        if os.write(file, content) < len(content):
+            raise OSError(None, "no space left on device")
     finally:
         os.close(file)
 
@@ -83,8 +84,12 @@ def try_out(path: str) -> None:
     """Raise OSError where the heartbeat file could not be written; leave it as it is."""
     if os.path.isdir(path):
         raise IsADirectoryError(None, "it is a directory")
-    write_new(path + ".check", b"x" * 200)
-    os.unlink(path + ".check")
+    trial = path + ".check"
+    try:
+        write_new(trial, b"x" * 200)
+    finally:
+        if os.path.lexists(trial):
+            os.unlink(trial)
 
 
 def read(path: str) -> bytes:

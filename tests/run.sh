@@ -28,16 +28,20 @@ esac
 
 echo "Lint and types"
 "$python" -m ruff check .
-"$venv/bin/shellcheck" -x .ci/run tests/*.sh
+<<<<<<< HEAD
+"$venv/bin/shellcheck" -x .ci/run docker/*.sh tests/*.sh
+=======
+find . -name .venv -prune -o -name '*.sh' -print0 | xargs -0 "$venv/bin/shellcheck" -x .ci/run
+>>>>>>> h-layout
 "$python" -m mypy agent.py healthcheck.py docker/*.py tests
 
 quick="not slow and not docker"
 if [ $# -eq 0 ]; then
-  run_tests 12 "$python" -m pytest --dist worksteal -m "$quick" tests/unit tests/agent
+  run_tests 16 "$python" -m pytest --dist worksteal -m "$quick" tests/unit tests/agent
 else
   echo "Quick tests, with the coverage of agent.py and healthcheck.py in all their processes"
   "$python" -m coverage erase
-  run_tests 12 "$python" -m coverage run -m pytest --dist worksteal -m "$quick"
+  run_tests 16 "$python" -m coverage run -m pytest --dist worksteal -m "$quick"
   "$python" -m coverage combine --quiet || status=1
   "$python" -m coverage report || status=1
   echo "Slow tests, and those on a Docker engine"

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 import agent
-from kit.consul import MASTER, ConsulAgent, cluster
+from kit.consul import MASTER, ConsulAgent
 from kit.peers.consul import UNKNOWN, Consul
 from kit.peers.server import Answer, Peer, Request
 from kit.sidecar import FOREVER, NAME, Sampler, Sidecar, ToyService, odd_lines, run_agent, wait_until
 
+NO_LEADER = ('""', "No cluster leader")
 BOTH = {"SERVICE_NAME": NAME, "SERVICE_HOST": "vertice-osint"}
 REMOVED = "Service not found \\(404\\): the registry has lost the record"
 
@@ -183,7 +184,7 @@ def test_a_record_that_is_another_service_s_is_told_in_every_ninth_heartbeat(
     settings: dict[str, Any] = {
         "REGISTRY_URL": consul_peer.consul_url,
         "SERVICE_ID": "osint:1",
-        "HEARTBEAT_INTERVAL": 0.3,
+        "HEARTBEAT_INTERVAL": 0.2,
     }
     others = r" WARNING .*osint:1.*another"
     with ToyService() as other, Sidecar(None, service, **settings) as first:
@@ -195,9 +196,9 @@ def test_a_record_that_is_another_service_s_is_told_in_every_ninth_heartbeat(
             line = first.wait_for(others)
             assert "SERVICE_ID" in line
             began = first.count("Heartbeat accepted")
-            first.wait_for(others, times=3)
-            assert first.count("Heartbeat accepted") - began >= 10
-            assert second.count("Heartbeat accepted") >= 10
+            first.wait_for(others, times=2)
+            assert first.count("Heartbeat accepted") - began >= 5
+            second.wait_for("Heartbeat accepted", times=12)
             assert not second.count(others)
             assert first.count("Service registered successfully") == 1  # it is no loss
 
@@ -247,7 +248,7 @@ def test_a_look_for_checks_that_fails_holds_no_stop_up(
 def consul(tmp_path: Path) -> Iterator[ConsulAgent]:
     """A real server on its own, ready."""
     with ConsulAgent(tmp_path) as server:
-        yield server
+        yield server.wait_leader()
 
 
 @pytest.mark.slow
@@ -386,29 +387,20 @@ def test_an_agent_that_was_killed_has_the_record_again_when_it_is_back(consul: C
 
 
 @pytest.mark.slow
-def test_a_cluster_without_a_leader_costs_no_heartbeat(tmp_path: Path) -> None:
+def test_a_lost_leader_costs_no_heartbeat(tmp_path: Path) -> None:
+    """One of two servers alone is no leader."""
     with (
-        cluster(tmp_path) as (servers, client),
+        ConsulAgent(tmp_path, servers=2) as first,
+        ConsulAgent(tmp_path, servers=2, join=first) as second,
         ToyService() as service,
-        Sidecar(None, service, REGISTRY_URL=client.url) as sidecar,
+        Sidecar(None, service, REGISTRY_URL=first.wait_leader().url) as sidecar,
     ):
-        record = client.wait_passing()[0]
-        assert (record["Address"], record["Port"]) == ("127.0.0.1", service.port)
-        sidecar.wait_for("Heartbeat accepted", times=5)  # so that the agent has told the servers all
-        for server in servers[:2]:  # the third alone is no leader
-            server.kill()
-        wait_until(lambda: client.ask("GET", "/v1/status/leader").text in ('""', "No cluster leader"), 30)
-        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 5, timeout=30)
-        for server in servers[:2]:
-            server.start()
-        client.wait_leader()
-        assert client.wait_passing()[0]["ID"] == own_id(service)
+        sidecar.wait_for("Heartbeat accepted", times=3)
+        second.kill()
+        wait_until(lambda: first.ask("GET", "/v1/status/leader").text in NO_LEADER, 30, every=0.1)
+        beats = sidecar.count("Heartbeat accepted")
+        sidecar.wait_for("Heartbeat accepted", times=beats + 5, timeout=30)
         assert sidecar.count("WARNING|ERROR") == 0
-
-        client.kill()  # the others tell nobody of what lives on a dead node
-        wait_until(lambda: not servers[0].passing(), 60, every=0.1)
-        client.start()
-        assert servers[0].wait_passing(timeout=60)[0]["ID"] == own_id(service)
 
 
 @pytest.mark.slow
@@ -416,6 +408,7 @@ def test_acls_ask_for_the_token_and_the_log_says_which_variable_to_set(tmp_path:
     secret = tmp_path / "token"
     secret.write_text("wrong-token")
     with ConsulAgent(tmp_path, acl=True) as consul, ToyService() as service:
+        consul.wait_leader()
         with Sidecar(None, service, REGISTRY_URL=consul.url) as sidecar:
             sidecar.wait_for("none is set .403: Permission denied.*set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE")
         with Sidecar(None, service, REGISTRY_URL=consul.url, REGISTRY_TOKEN_FILE=secret) as sidecar:

@@ -264,6 +264,7 @@ OTHER_ENDS = [
     "tls_close",
     "tls_reset",
     "tls_resets_later",
+    "tls_garbage",
     "tls_no_answer",
     "tls_cut_record",
     "tls_alert_protocol_version",
@@ -284,7 +285,11 @@ def test_what_ends_otherwise_inside_tls_is_put_in_words(
         settings = {"SERVICE_SCHEME": "https", "SERVICE_CA_FILE": ca_file}
         line = line_of_probe(registry, service, **settings)
     assert not says(f"{CLIENT_CERTIFICATE}|{LIKE_TLS}|SERVICE_SCHEME to https", line)
+    if fault == "tls_garbage":
+        assert not says(NO_TLS, line)
     with Registry(tls=tls) as secure:
         secure.play(CONNECT, fault, times=FOREVER)
         line = line_of_registration(secure, REGISTRY_CA_FILE=ca_file)
     assert not says(f"{CLIENT_CERTIFICATE}|SERVICE_", line)
+    if fault == "tls_garbage":  # nobody is to send a token in clear because of it
+        assert not says(NO_TLS, line)

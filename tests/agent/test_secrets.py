@@ -149,7 +149,7 @@ def test_a_body_that_is_not_whole_is_not_quoted(service: ToyService, kind: str) 
 # ---- how long it takes to look for them
 
 
-@pytest.mark.parametrize("filler", ["%5c", "%5C", "\\", "%5C%5C\\\\"])
+@pytest.mark.parametrize("filler", ["%5c", "%5C%5C\\\\"])
 def test_what_a_peer_says_is_searched_in_linear_time(service: ToyService, filler: str) -> None:
     """CPU time, not time: for each answer, of 16 and of 64 KB."""
     with Registry(ttl=60.0) as registry:

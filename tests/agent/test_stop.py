@@ -56,7 +56,7 @@ def test_while_backing_off_from_a_registry_that_is_back(
         sidecar.wait_registered()
         registry.play("register", "status_503", times=FOREVER)
         registry.forget()
-        sidecar.wait_for("Registration failed .attempt 2")
+        sidecar.wait_for("failed .attempt 2")
         sidecar.assert_stops()
     assert registry.count("deregister") == 1
 

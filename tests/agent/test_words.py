@@ -55,7 +55,9 @@ def test_a_lost_record_is_known_by_its_wording_whatever_the_token(
     service: ToyService, token: str
 ) -> None:
     with admitted(service, token) as (registry, sidecar):
-        registry.forget()
+        # Not forgotten: a look at the list would find that first, and say so in other words.
+        detail = {"detail": f"Heartbeat failed: Service '{NAME}' not registered"}
+        registry.play("heartbeat", ["status", 500, detail])
         line = sidecar.wait_for(r"Service not found \(404\)", timeout=8)
         sidecar.wait_registered(times=2)
         assert not sidecar.count(" failed ")

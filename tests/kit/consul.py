@@ -1,4 +1,4 @@
-"""Runs a real Consul on loopback: one server, or a cluster of three with one client agent, data in a directory.
+"""Runs a real Consul on loopback, one server with its data in a directory.
 
 Without a `consul` on the PATH the tests that need one are skipped, or fail where REQUIRE_CONSUL=1 is set.
 """
@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,8 +19,6 @@ from kit.peers.server import Peer
 from kit.sidecar import NAME, wait_until
 
 MASTER = "6f1c3b1e-0000-4000-8000-5a5a5a5a5a5a"  # the token that may do anything, where there are ACLs
-# A leader is missed and chosen, and a dead agent noticed, in seconds rather than in half a minute.
-QUICK = {"probe_interval": "200ms", "probe_timeout": "100ms", "gossip_interval": "50ms", "suspicion_mult": 2}
 
 
 def find_consul() -> str:
@@ -37,31 +34,32 @@ def find_consul() -> str:
 class ConsulAgent:
     """One agent of Consul. Use it as a context manager, or call start and kill.
 
-    Arguments: a directory for its data; number, which names it; servers, how many the cluster has, 0 for a client
-    agent; acl, deny what no token allows. `friends` are the addresses that it joins.
+    Args: a directory for its data; acl, deny what no token allows; how many servers the cluster
+    has, and one that this one is to join.
     """
 
-    def __init__(self, directory: Path, number: int = 1, servers: int = 1, acl: bool = False) -> None:
-        self.program, self.directory, self.servers = find_consul(), directory / f"agent{number}", servers
-        self.port, self.dns, self.serf, rpc = (Peer().port for _ in range(4))
-        self.friends: list[str] = []
+    def __init__(
+        self, directory: Path, acl: bool = False, servers: int = 1, join: Self | None = None
+    ) -> None:
+        self.program = find_consul()
+        self.port, dns, self.serf, rpc = (Peer().port for _ in range(4))
+        self.directory = directory / f"consul-{self.port}"
         self.headers = {"X-Consul-Token": MASTER} if acl else {}
         self.process: subprocess.Popen[bytes] | None = None
-        ports = {"http": self.port, "dns": self.dns, "serf_lan": self.serf, "serf_wan": -1, "server": rpc, "grpc": -1}
+        ports = {"http": self.port, "dns": dns, "serf_lan": self.serf, "server": rpc}
         self.configuration: dict[str, Any] = {
-            "node_name": f"agent{number}",
+            "node_name": self.directory.name,
             "data_dir": str(self.directory),
             "bind_addr": "127.0.0.1",
             "client_addr": "127.0.0.1",
-            "ports": ports,
+            "ports": ports | {"serf_wan": -1, "grpc": -1},
             "performance": {"raft_multiplier": 1},
-            "gossip_lan": QUICK,
             "disable_update_check": True,
             "leave_on_terminate": False,
-            "server": servers > 0,
+            "server": True,
+            "bootstrap_expect": servers,
+            "retry_join": [f"127.0.0.1:{join.serf}"] if join else [],
         }
-        if servers:
-            self.configuration |= {"bootstrap_expect": servers}
         if acl:
             tokens = {"master": MASTER, "agent": MASTER}
             self.configuration["acl"] = {"enabled": True, "default_policy": "deny", "tokens": tokens}
@@ -77,7 +75,7 @@ class ConsulAgent:
             shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(exist_ok=True)
         file = self.directory.with_suffix(".json")
-        file.write_text(json.dumps(self.configuration | {"retry_join": self.friends}))
+        file.write_text(json.dumps(self.configuration))
         with self.directory.with_suffix(".log").open("ab") as log:
             command = [self.program, "agent", f"-config-file={file}"]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -91,8 +89,7 @@ class ConsulAgent:
             self.process = None
 
     def __enter__(self) -> Self:
-        self.start().wait_leader()
-        return self
+        return self.start()
 
     def __exit__(self, *exception: object) -> None:
         self.kill()
@@ -110,10 +107,11 @@ class ConsulAgent:
             return self.ask("GET", path).json()
         return None
 
-    def wait_leader(self) -> None:
+    def wait_leader(self) -> Self:
         """Wait until this agent can read the catalog, and its own node stands there."""
-        node = self.configuration["node_name"]
-        wait_until(lambda: (self.get(f"/v1/health/node/{node}") or [{}])[0].get("Status") == "passing", 60, every=0.1)
+        path = f"/v1/health/node/{self.directory.name}"
+        wait_until(lambda: (self.get(path) or [{}])[0].get("Status") == "passing", 60, every=0.1)
+        return self
 
     def passing(self, name: str = NAME) -> list[dict[str, Any]]:
         """Return the records that those who look for the service get, sorted by ID."""
@@ -133,18 +131,3 @@ class ConsulAgent:
     def forget(self, record: str) -> None:
         """Remove a record, by its ID, as somebody would by hand."""
         self.ask("PUT", f"/v1/agent/service/deregister/{record}").raise_for_status()
-
-
-@contextlib.contextmanager
-def cluster(directory: Path) -> Iterator[tuple[list[ConsulAgent], ConsulAgent]]:
-    """Yield three servers and a client agent, all started."""
-    agents = [ConsulAgent(directory, number, servers) for number, servers in ((1, 3), (2, 3), (3, 3), (4, 0))]
-    try:
-        for each in agents:
-            each.friends = [f"127.0.0.1:{other.serf}" for other in agents if other is not each and other.servers]
-            each.start()
-        agents[3].wait_leader()
-        yield agents[:3], agents[3]
-    finally:
-        for each in agents:
-            each.kill()

@@ -24,6 +24,7 @@ AGENT = ROOT / "agent.py"
 HEALTHCHECK = ROOT / "healthcheck.py"
 NAME = "osint_service"
 FOREVER = None
+PATIENCE = 30.0  # seconds to wait for what has no promised time, on a busy machine
 STOP_PROMISE = 3.0  # seconds from a signal to the end
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
     return kept | {name: str(value) for name, value in settings.items()}
 
 
-def wait_until(what: Callable[[], T], timeout: float = 15.0, why: str = "", every: float = 0.01) -> T:
+def wait_until(what: Callable[[], T], timeout: float = PATIENCE, why: str = "", every: float = 0.01) -> T:
     """Return what(), asked every so many seconds, once it is true. Raises AssertionError after timeout seconds."""
     end = time.monotonic() + timeout
     while not (result := what()):
@@ -133,12 +134,12 @@ class Sidecar:
         """Return how many lines of the log match."""
         return sum(bool(re.search(pattern, line)) for line in self.lines)
 
-    def wait_for(self, pattern: str, times: int = 1, timeout: float = 15.0) -> str:
+    def wait_for(self, pattern: str, times: int = 1, timeout: float = PATIENCE) -> str:
         """Wait until so many lines match; return the last of them. Raises AssertionError."""
         wait_until(lambda: self.count(pattern) >= times, timeout, f"{times} lines with {pattern!r} in:\n{self.log}")
         return [line for line in self.lines if re.search(pattern, line)][times - 1]
 
-    def wait_registered(self, times: int = 1, timeout: float = 15.0) -> None:
+    def wait_registered(self, times: int = 1, timeout: float = PATIENCE) -> None:
         self.wait_for("Service registered successfully", times, timeout)
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 10.0) -> tuple[int, float]:
@@ -172,7 +173,7 @@ class Sidecar:
         )
         return done.returncode, done.stdout + done.stderr
 
-    def wait_health(self, pattern: str, code: int = 0, *arguments: str, timeout: float = 15.0) -> str:
+    def wait_health(self, pattern: str, code: int = 0, *arguments: str, timeout: float = PATIENCE) -> str:
         """Wait until the health check says so with that exit code; return its line."""
         said: list[Any] = []
 

@@ -30,7 +30,7 @@ Carrier = Callable[[str, str, float], agent.Answer]
 class Undisturbed(agent.Signals):
     """Signals that never come: a pause is slept in one go."""
 
-    def pause(self, end: float) -> None:
+    def pause_until(self, end: float) -> None:
         """Sleep until then."""
         self.sleep(max(end - self.clock(), 0.0))
 

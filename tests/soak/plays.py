@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ ACKNOWLEDGED = "record lost, heartbeats acknowledged"
 REGISTERED = r"^\S+ INFO Service registered successfully"  # no words of a peer
 DRAIN = 0.5  # seconds
 IDLE = 0.2  # seconds
+SUSPENDED = 3  # intervals
 LEFT_OVER = 2  # lines: one fits into the pipe behind the filler, one waits in the agent
 
 
@@ -56,6 +58,7 @@ class Plays:
             "new version, registrations fail": self.new_version_refused,
             "first address dead": self.first_address_dead,
             "log not read": self.log_not_read,
+            "host suspended": self.suspended,
             "requests fail": self.requests,
             "a website in its place": self.requests,
             "heartbeats are asked to wait": self.requests,
@@ -67,6 +70,7 @@ class Plays:
             "service paused": self.service_paused,
             "service unhealthy": self.service_unhealthy,
             "service misbehaves": self.service_misbehaves,
+            "service flaps": self.service_flaps,
             "service restarted with a new version": self.service_stopped,
             "agent frozen": self.frozen,
             "agent frozen beyond the TTL": self.frozen_long,
@@ -84,6 +88,7 @@ class Plays:
             "no connection kept": self.none_kept,
             "rate limited": self.limited,
             "token changed": self.token_changed,
+            "token renewed": self.token_renewed,
         }
 
     # ---- the registry, as one agent sees it
@@ -198,6 +203,20 @@ class Plays:
             yield
             unit.service.healthy = True
 
+    def service_flaps(self, _episode: Episode, unit: Unit) -> Iterator[None]:
+        """Let three probes of four fail: it may be listed meanwhile, or not."""
+        probes = itertools.count()
+
+        def flap(exchange: Exchange) -> None:
+            if next(probes) % 4:
+                exchange.reply(503)
+            else:
+                exchange.sane()
+
+        unit.service.play("health", flap, times=None)
+        yield
+        unit.service.sane()
+
     def _counted(self, name: str) -> Fault:
         """Return a fault of the catalogue that counts as met when it is."""
         fault = named_fault(name)
@@ -232,6 +251,13 @@ class Plays:
         yield
         unit.register_first = idle and not self.world.outage
         unit.thaw()
+
+    def suspended(self, _episode: Episode, unit: Unit) -> Iterator[None]:
+        """As after a freeze: but only a clock that goes on meanwhile shows it."""
+        idle = time.monotonic() - unit.asked_at > IDLE
+        unit.suspend(SUSPENDED * self.world.times.interval)
+        unit.register_first = idle and not self.world.outage
+        yield
 
     def killed(self, _episode: Episode, unit: Unit) -> Iterator[None]:
         unit.kill()
@@ -294,6 +320,13 @@ class Plays:
         self.registry.limits = {"register": (0, 1.0), "heartbeat": (0, 1.0)}
         yield
         self.registry.limits = {}
+
+    def token_renewed(self, _episode: Episode) -> Iterator[None]:
+        """Renew it in the file first: what meets the old one is repeated with the new one."""
+        token = self.world.new_token()
+        self.world.hand_out(token)
+        self.registry.token = token
+        yield
 
     def token_changed(self, _episode: Episode) -> Iterator[None]:
         token = self.world.new_token()

@@ -64,6 +64,7 @@ AGENT_KINDS: Mapping[str, Kind] = {
         2, 3, 5, ("registry", "service", "registry and service"), keeps=True
     ),
     "log not read": Kind(1, 4, 7, keeps=True),
+    "host suspended": Kind(1, ONE, ONE, keeps=True),
     # The registry, as this agent alone sees it.
     "requests fail": Kind(3, MET, 4, ("heartbeat", "register", "*"), failing),
     "a website in its place": Kind(1, MET, 3, ("register", "*"), ["web page"].copy),
@@ -77,6 +78,7 @@ AGENT_KINDS: Mapping[str, Kind] = {
     "service paused": Kind(2, 0.2, 7, back=TWO_PROBES),
     "service unhealthy": Kind(1, 0.2, 7, back=TWO_PROBES),
     "service misbehaves": Kind(2, MET, 6, ("health",), unhealthy, back=TWO_PROBES),
+    "service flaps": Kind(1, MET, 6, back=TWO_PROBES),
     "service restarted with a new version": Kind(2, 0.05, 0.3, back=TWO_PROBES),
     # The agent itself. The TTL is two intervals.
     "agent frozen": Kind(2, 0.2, 1.8),
@@ -97,6 +99,7 @@ REGISTRY_KINDS: Mapping[str, Kind] = {
     "all records expired": Kind(1, 0, 0),
     "idle connections dropped": Kind(2, ONE, ONE, keeps=True),
     "no connection kept": Kind(1, ONE, ONE, keeps=True),
+    "token renewed": Kind(1, ONE, ONE, keeps=True),
     "rate limited": Kind(1, 1, 3),
     "token changed": Kind(1, 0.5, 3),
 }

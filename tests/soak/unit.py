@@ -8,7 +8,6 @@ import fcntl
 import math
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterable
@@ -36,21 +35,6 @@ class Aim(NamedTuple):
     name: str
     fault: Fault
     once: bool
-
-
-class DeadPort:
-    """A port of the address DEAD that swallows every SYN, since its queue is full (Linux)."""
-
-    def __init__(self, port: int) -> None:
-        self.listener = socket.create_server((DEAD, port), backlog=0)
-        self.callers = [socket.socket() for _ in range(3)]
-        for caller in self.callers:
-            caller.setblocking(False)
-            caller.connect_ex((DEAD, port))
-
-    def close(self) -> None:
-        for one in (self.listener, *self.callers):
-            one.close()
 
 
 class StallingSidecar(Sidecar):
@@ -119,7 +103,8 @@ class Unit:
         )
         self.sidecar.script = [str(world.agent)]
         # With the schedule's seed for what it draws, a run repeats itself as far as clocks let it.
-        self.stage = Stage(self.sidecar, seed=f"{world.seed} {number}")
+        self.stage = Stage(self.sidecar, seed=f"{world.seed} {number}", ahead=0.0)
+        self.ahead = 0.0  # seconds for which its host was suspended
         self.running = False
         self.frozen = False
         self.awake_at = 0.0  # since when it is running and not frozen
@@ -160,6 +145,12 @@ class Unit:
         self.sidecar.process.send_signal(signal.SIGCONT)
         self.awake_at = time.monotonic()
         self.frozen = False
+
+    def suspend(self, seconds: float) -> None:
+        """Let its host have been suspended for so long."""
+        self.ahead += seconds
+        self.stage.set(ahead=self.ahead)
+        self.awake_at = time.monotonic()
 
     def reap(self, timeout: float) -> int:
         """Wait for the process to end; return its exit code. Raises TimeoutExpired."""

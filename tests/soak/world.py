@@ -20,6 +20,7 @@ from typing import NamedTuple, Self
 
 import psutil
 
+from kit.peers.dead import dead_port
 from kit.peers.registry import Registry
 from kit.peers.server import Exchange, Request
 from kit.sidecar import AGENT, STOP_PROMISE, odd_lines
@@ -27,7 +28,7 @@ from soak.catalogue import retry_after
 from soak.invariants import FLOOD, LATE, Sample, Times, about_registry, dropped, flooded, resources
 from soak.plays import ACKNOWLEDGED, Plays
 from soak.schedule import ALONE, KINDS, Episode, Round
-from soak.unit import ANY_OPERATION, Aim, DeadPort, Unit
+from soak.unit import ANY_OPERATION, DEAD, Aim, Unit
 
 LOOK_EVERY = 0.02  # seconds
 CHECK_EVERY = 10  # looks, for health and lateness
@@ -82,7 +83,7 @@ class World:
         self.lock = threading.RLock()
         self.units = [Unit(number, self) for number in range(agents)]
         self.hosts = {unit.hosts["registry"]: unit for unit in self.units}
-        self.dead_ports: list[DeadPort] = []
+        self.dead_ports = contextlib.ExitStack()
         self.plays = Plays(self)
         self.violations: list[Violation] = []
         self.played: collections.Counter[str] = collections.Counter()  # kinds
@@ -107,7 +108,7 @@ class World:
         self.registry.play(ANY_OPERATION, self._meet, times=None)
         self.registry.start()
         for peer in (self.registry, *(unit.service for unit in self.units)):
-            self.dead_ports.append(DeadPort(peer.port))
+            self.dead_ports.enter_context(dead_port(DEAD, peer.port))
         for unit in self.units:
             unit.service.start()
             unit.watch.disturb("start")
@@ -121,8 +122,7 @@ class World:
             self._eyes.join(10)
         for unit in self.units:
             unit.clear_away()
-        for dead in self.dead_ports:
-            dead.close()
+        self.dead_ports.close()
         self.registry.stop()
         self.directory.cleanup()
 

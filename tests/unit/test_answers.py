@@ -44,7 +44,7 @@ def test_metadata_of_any_health_body_is_what_the_registry_takes(body: bytes) -> 
         (b'{"version": "1.2", "status": "healthy", "uptime": 3}', {"version": "1.2", "status": "healthy"}),
         (b'{"version": 2, "status": true}', {"version": "2", "status": "true"}),
         (b'{"version": 1.50, "status": null}', {"version": "1.5"}),
-        (b'{"version": {"major": 1}, "status": ["up"]}', {"version": '{"major": 1}', "status": '["up"]'}),
+        (b'{"version": {"major": 1}, "status": ["up"]}', {}),
         (b'{"version": "%s"}' % (b"v" * 300), {"version": "v" * 256}),
         (b'{"version": ""}', {"version": ""}),
         (b"{}", {}), (b"", {}), (b"OK", {}), (b'"healthy"', {}), (b'["version"]', {}), (b"\xff\xfe{", {}),

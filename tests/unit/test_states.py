@@ -61,7 +61,7 @@ def test_one_of_several_requests_gets_half_of_what_the_record_has_left(
 ) -> None:
     record = simulated_agent(SETTINGS, Clock(), longest, nobody).record
     record.accepted_at = left - 2 * SETTINGS.heartbeat_interval
-    assert record.share() == timeout
+    assert record.next_timeout() == timeout
 
 
 def test_the_heartbeat_file_is_written_where_it_must_say_more_and_not_for_nothing(

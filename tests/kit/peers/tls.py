@@ -377,6 +377,15 @@ def tls_resets_later(exchange: Exchange) -> None:
 
 
 @factory
+def tls_garbage(exchange: Exchange) -> None:
+    """After the request something that is no record of TLS."""
+    session = Session(exchange)
+    session.begin()
+    session.below.send(ANSWER)
+    session.below.wait()
+
+
+@factory
 def tls_tickets(exchange: Exchange, number: int = TICKETS) -> None:
     """So many session tickets after the handshake, then the answer."""
     session = Session(exchange, V13, tickets=number)
@@ -541,6 +550,7 @@ SHAKEN: dict[str, Fault] = {
     "tls_cut_open_body_12": tls_says(OPEN_BODY + b'{"status":"hea', V12),
     "tls_no_answer": tls_says(b""),
     "tls_resets_later": tls_resets_later(),
+    "tls_garbage": tls_garbage(),
     "tls_tickets": tls_tickets(),
     "tls_tiny_records": tls_tiny_records(),
     "tls_tiny_records_12": tls_tiny_records(V12),

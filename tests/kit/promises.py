@@ -1,0 +1,276 @@
+"""What an agent promises, as judged by one who sees all: the service, the record, every request.
+
+Nothing here waits or asks a clock: a model of the agent's surroundings (kit.world) tells it what
+happens. The bounds are those of the README, for an agent that computes in no time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+TTL = 60.0  # seconds that a record lives after each request that the registry took
+SLICE = 1.0  # seconds, the longest wait in one go: a freeze is noticed at its end
+ENOUGH = 3  # failed requests and probes since the last accepted request that may cost the record
+MOST_REQUESTS = 30  # to the registry in any two intervals
+FEWEST_BEATS = 7  # from look to look, where nothing makes the agent doubt
+LONGEST_RUN = 5000.0  # seconds
+STOP = 3.0  # seconds until it has ended, and DRAIN_SECONDS
+
+
+class BrokenPromiseError(AssertionError):
+    """A promise was not kept."""
+
+
+class Promises:
+    """Told of everything that happens; raises BrokenPromiseError as soon as a promise is not kept.
+
+    The record may expire (`excused`) while the service is down, after ENOUGH failures, and after a
+    freeze. However it vanished, it is back by `due_by`, reckoned from the last thing that went
+    wrong. Times are seconds of the true clock.
+    """
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        self.now = 0.0
+        self.frozen_for = 0.0  # seconds in all
+        # The service, as its probes show it.
+        self.failed_probes = self.good_probes = 0  # in a row
+        self.seen = False  # it was healthy once
+        self.down = False
+        self.probed_at = -math.inf
+        self.fresh = False  # healthy, and the agent has not waited since
+        # The registry and the record.
+        self.takes_registrations = self.takes_heartbeats = True
+        self.store_lost = False  # it takes heartbeats for any name
+        self.expires = math.inf
+        self.absent_since: float | None = 0.0
+        self.due_by = 0.0
+        self.excused = True
+        self.failures = 0
+        # What the agent was told.
+        self.accepted_at = -math.inf  # when it sent the last request that it knows to be accepted
+        self.registered = False  # a registration was accepted
+        self.maybe_registered = False  # or one may have been, for its answer did not come
+        self.doubts = False  # it was told, at least once, that there is no record
+        self.gives_up = False  # the record is left to expire
+        self.failed_registrations = 0  # in a row
+        self.wait_until = -math.inf  # as a Retry-After asks for
+        # What it said and did.
+        self.promised = 0.0  # the next line of the health file
+        self.beats = FEWEST_BEATS  # accepted requests since the last look at the list
+        self.sent: list[float] = []  # times of all requests to the registry
+        self.stopped_at = math.inf
+        self.deregistrations = 0
+        self.goes_on()
+
+    @property
+    def present(self) -> bool:
+        """Tell whether the registry has the record."""
+        return self.absent_since is None
+
+    @property
+    def takes_anything(self) -> bool:
+        """Tell whether the registry takes anything that keeps a record."""
+        return self.takes_heartbeats or self.takes_registrations
+
+    @property
+    def two_intervals(self) -> float:
+        """The seconds that the agent takes a record to live."""
+        interval: float = self.settings.heartbeat_interval
+        return 2 * interval
+
+    # Time
+
+    def passes(self, seconds: float) -> None:
+        """Note that time passes in which the agent runs, or waits."""
+        self.now += seconds
+        if self.now > LONGEST_RUN:
+            raise BrokenPromiseError("it never settles")
+        if self.now > self.promised + 0.1:
+            raise BrokenPromiseError(f"the health file is {self.now - self.promised:.1f} s late")
+        if self.now > self.stopped_at + STOP + self.settings.drain_seconds:
+            raise BrokenPromiseError(
+                f"it still runs {self.now - self.stopped_at:.1f} s after the signal"
+            )
+        self.expire()
+        if self.absent_since is not None and self.now > self.due_by:
+            raise BrokenPromiseError(
+                f"the record is absent for {self.now - self.absent_since:.0f} s"
+            )
+
+    def freezes(self, seconds: float) -> None:
+        """Note that time passes in which it cannot run, in a wait of its own."""
+        self.excused = True
+        self.now += seconds
+        self.frozen_for += seconds
+        self.promised = max(self.promised, self.now + SLICE)
+        self.expire()
+        self.goes_on()
+        in_order = self.registered and not (
+            self.down or self.gives_up or self.failed_probes or self.failed_registrations
+        )
+        in_order = in_order and self.takes_registrations
+        if in_order and self.now > self.accepted_at + self.two_intervals:
+            self.due_by = min(self.due_by, self.now + 2 * SLICE)
+
+    def expire(self) -> None:
+        """Let the record expire when it is time for it."""
+        if self.now > self.expires:
+            if not self.excused:
+                raise BrokenPromiseError(f"the record expires after {self.failures} failures")
+            self.vanishes(self.expires)
+
+    def goes_on(self, since: float | None = None) -> None:
+        """Reckon from now, or from then, how long an absence may last if all goes well."""
+        start = self.now if since is None else since
+        interval = self.settings.heartbeat_interval
+        bound = interval + 1
+        if self.failed_registrations:
+            bound += min(2.0**self.failed_registrations, 60.0)
+        if self.failed_probes or self.down:
+            bound += 5
+        if self.store_lost:
+            bound += 10 * interval  # until the list is looked at
+        if not self.takes_heartbeats:
+            bound += interval  # nothing tells of an absence
+        if not self.takes_registrations:
+            bound = math.inf
+        self.due_by = max(start, self.wait_until) + bound
+
+    # The record
+
+    def vanishes(self, since: float) -> None:
+        """Note that the registry has had no record since then."""
+        self.expires, self.absent_since = math.inf, since
+        self.goes_on(since)
+
+    def lives(self, lasts: float, known: bool) -> None:
+        """Note that the registry took a request for the record; whether the agent hears of it."""
+        if known:
+            self.excused, self.failures = self.down or not self.takes_anything, 0
+        elif not self.present:
+            self.excused = True
+        self.absent_since, self.expires = None, self.now + lasts
+
+    # Requests, and what comes of them
+
+    def goes_wrong(self) -> None:
+        """Note that a request or a probe fails, now or when it is late."""
+        self.failures += 1
+        enough = ENOUGH if self.takes_heartbeats else 1
+        self.excused = self.excused or self.failures >= enough
+        self.goes_on()
+
+    def probed(self, well: bool) -> None:
+        """Note what a probe showed."""
+        known = self.registered or self.seen  # else INITIAL_WAIT_TIMEOUT may end a wait early
+        if known and self.failed_probes and self.now < self.probed_at + self.settings.pace:
+            raise BrokenPromiseError("a probe right after a failed one")
+        self.probed_at = self.now
+        self.failed_probes = 0 if well else self.failed_probes + 1
+        self.good_probes = self.good_probes + 1 if well else 0
+        self.seen, self.fresh = self.seen or well, well
+        if self.good_probes >= 2:
+            self.down = False
+        elif (self.registered or self.seen) and (
+            self.failed_probes >= self.settings.service_health_retries
+        ):
+            self.down = self.excused = self.gives_up = True
+        if not well:
+            self.goes_on()
+
+    def sends(self, what: str) -> None:
+        """Judge that a request is sent to the registry."""
+        if self.stopped_at < math.inf:
+            raise BrokenPromiseError(f"a {what} of an agent that stops")
+        self.sent.append(self.now)
+        before = self.sent[-1 - MOST_REQUESTS] if len(self.sent) > MOST_REQUESTS else -math.inf
+        if self.now < before + self.two_intervals:
+            raise BrokenPromiseError(f"more than {MOST_REQUESTS} requests in two intervals")
+        if what == "look":
+            if self.beats < FEWEST_BEATS and not self.doubts:
+                raise BrokenPromiseError(f"a look {self.beats} heartbeats after the one before")
+            self.beats = 0
+        if what != "look" and self.down:
+            raise BrokenPromiseError(f"a {what} for a service that is down")
+        if what == "heartbeat" and self.now > self.accepted_at + self.two_intervals + SLICE:
+            late = self.now - self.accepted_at
+            raise BrokenPromiseError(f"a heartbeat {late:.1f} s after the last accepted request")
+
+    def registers(self, changed: bool) -> None:
+        """Judge that a registration is sent; whether the service has changed since the last."""
+        self.sends("register")
+        told = self.doubts or self.gives_up or self.failures or not self.takes_heartbeats
+        early = self.now < self.accepted_at + 0.8 * self.two_intervals
+        if self.registered and early and not changed and not told:
+            raise BrokenPromiseError("a registration for nothing")
+        if not self.seen and not self.registered:  # "registering it anyway"
+            since = self.now - self.settings.initial_wait_timeout
+            if since < 0:
+                raise BrokenPromiseError("a registration before the service was ever healthy")
+            since -= self.frozen_for
+            if not self.failed_registrations and since > self.settings.service_health_timeout + 0.1:
+                raise BrokenPromiseError(
+                    f"the first registration {since:.1f} s after INITIAL_WAIT_TIMEOUT"
+                )
+            return
+        if self.failed_probes:
+            raise BrokenPromiseError("a registration right after a failed probe")
+        if not self.present and not self.fresh:
+            raise BrokenPromiseError(
+                "the record is put back, and the service was not probed before"
+            )
+        if self.now < self.wait_until - 0.001:
+            early = self.wait_until - self.now
+            raise BrokenPromiseError(f"a registration {early:.1f} s before Retry-After allows it")
+
+    def accepted(self, what: str, sent_at: float) -> None:
+        """Note that the agent is told that a registration or a heartbeat is accepted."""
+        self.accepted_at = sent_at
+        self.failed_registrations, self.wait_until, self.gives_up = 0, -math.inf, False
+        self.beats += 1
+        if not self.seen:
+            self.failed_probes = 0  # registered all the same, so they count from here
+        self.registered = self.registered or what == "register"
+
+    def not_known(self, by_look: bool) -> None:
+        """Note that the agent is told that there is no record: it registers at once.
+
+        After a look it does where nothing has made it doubt before.
+        """
+        if not self.failures and self.takes_registrations and not (by_look and self.doubts):
+            self.due_by = min(self.due_by, self.now + 1)
+        self.doubts = True
+
+    def failed(self, what: str, wait: float) -> None:
+        """Note that the agent is told, or finds, that a registration or a heartbeat failed."""
+        if what == "register":
+            self.failed_registrations += 1
+            # While the record lives, to keep it comes first.
+            if self.gives_up or self.now > self.accepted_at + self.two_intervals:
+                self.wait_until = self.now + wait
+        self.goes_on()
+
+    def shows(self, promise: float, state: str, ready_until: float) -> None:
+        """Judge what the agent writes into its health file."""
+        self.promised = promise
+        if state == "down" and not self.down:
+            raise BrokenPromiseError(f"down after {self.failed_probes} failed probes in a row")
+        if ready_until > max(self.now, self.accepted_at + self.two_intervals) + 0.001:
+            raise BrokenPromiseError(
+                "ready for longer than two intervals after the last accepted request"
+            )
+
+    def stops(self) -> None:
+        """Note that the signal comes."""
+        self.stopped_at = self.now
+        self.expires = self.due_by = math.inf
+
+    def ended(self, code: int) -> None:
+        """Judge the end."""
+        if code != 0:
+            raise BrokenPromiseError(f"exit code {code}")
+        due = self.settings.deregister_on_exit and (self.registered or self.maybe_registered)
+        if self.deregistrations != due:
+            raise BrokenPromiseError(f"{self.deregistrations} deregistrations at the end")

@@ -1,0 +1,298 @@
+"""The loop, explored: the real agent meets every sequence of up to six outcomes, and longer ones.
+
+Each run goes on until all has been well for longer than a record lives, and ends with a signal.
+kit.world says what may come, kit.promises what has to hold. `FAULTS` are put into copies of the
+agent, to see that they are found.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kit.promises import BrokenPromiseError
+from kit.sidecar import AGENT, HEALTHCHECK
+from kit.world import SETTINGS, Choices, Replicas, World, highest, load, lowest, sequences
+
+OUTCOMES = 6
+PARTS = 8  # of each exploration, for workers to share
+Uniform = Callable[[float, float], float]
+# From the start or from the first accepted registration on; and what the agent draws. Where it
+# draws the lowest numbers, the first heartbeat is followed by a look at the list.
+ROOTS = [(True, lowest), (False, lowest), (False, highest)]
+REPLICAS = [*itertools.product((2, 3, 5), ("strict", "random"))]
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> Iterator[None]:
+    """Log nothing: hundreds of thousands of runs would say a lot."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@functools.cache
+def the_agent() -> Any:
+    """Return a copy of agent.py as it is."""
+    return load()
+
+
+def explore(
+    module: Any, budget: int, uniform: Uniform, from_start: bool, first: Sequence[int] = ()
+) -> int:
+    """Play each sequence; return how many. Raises BrokenPromiseError, with the first that breaks a promise."""
+    played = 0
+    for choices in sequences(budget, first):
+        World(module, choices, uniform, from_start).run()
+        played += 1
+    return played
+
+
+def beginnings(module: Any, uniform: Uniform, from_start: bool) -> list[list[int]]:
+    """Return the choices with which the sequences begin: their first two outcomes."""
+    found = []
+    for choices in sequences(2):
+        World(module, choices, uniform, from_start).run()
+        found.append([chosen for chosen, _ in choices.made])
+    return found
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(("from_start", "uniform"), ROOTS)
+def test_every_sequence(from_start: bool, uniform: Uniform, part: int) -> None:
+    module = the_agent()
+    for first in beginnings(module, uniform, from_start)[part::PARTS]:
+        assert explore(module, OUTCOMES, uniform, from_start, first)
+
+
+OTHER_SETTINGS: list[dict[str, str]] = [
+    {},
+    {"HEARTBEAT_INTERVAL": "20", "SERVICE_HEALTH_RETRIES": "1"},
+    {"HEARTBEAT_INTERVAL": "10", "INITIAL_WAIT_TIMEOUT": "0"},
+    {"SERVICE_HEALTH_RETRIES": "5", "DEREGISTER_ON_EXIT": "false"},
+]
+
+
+class Drawn(Choices):
+    """Choices that hypothesis draws, and shrinks."""
+
+    def __init__(self, data: st.DataObject, budget: int) -> None:
+        super().__init__(budget=budget)
+        self.data = data
+
+    def number(self, count: int) -> int:
+        """Draw one of so many numbers."""
+        return self.data.draw(st.integers(0, count - 1))
+
+    def outcome(self, options: Sequence[str]) -> str:
+        """Draw what comes of a request; a signal only at last."""
+        return super().outcome(without_stop(options, self.budget))
+
+    def event(self, options: Sequence[str]) -> str:
+        """Draw what comes in a wait: in most of them nothing."""
+        if self.budget > 0 and self.data.draw(st.integers(0, 3)) < 3:
+            return options[0]
+        return super().event(without_stop(options, self.budget))
+
+    def freeze(self) -> tuple[float, float]:
+        """Draw when a freeze begins, and how long it lasts."""
+        share = self.data.draw(st.integers(0, 10)) / 10
+        return share, float(self.data.draw(st.sampled_from((75, 1, 20, 46, 59, 61, 400))))
+
+    def uniform(self, low: float, high: float) -> float:
+        """Stand in for random.uniform."""
+        share = self.data.draw(st.integers(0, 8)) / 8 if self.budget > 0 else 0.5
+        return low + (high - low) * share * (1 - 1e-9)
+
+
+def without_stop(options: Sequence[str], budget: int) -> Sequence[str]:
+    """Leave out what ends a sequence, until its last outcome."""
+    return [option for option in options if budget <= 1 or option != "stopped"]
+
+
+@settings(max_examples=max(1000, settings.default.max_examples))  # type: ignore[union-attr]
+@given(st.data(), st.integers(7, 40), st.sampled_from(OTHER_SETTINGS))
+def test_longer_sequences(data: st.DataObject, budget: int, others: dict[str, str]) -> None:
+    choices = Drawn(data, budget)
+    World(the_agent(), choices, choices.uniform, settings=SETTINGS | others).run()
+
+
+def play_replicas(module: Any, size: int, turns: str, budget: int) -> None:
+    """After each sequence the store is lost; every replica lists the name again. Raises BrokenPromiseError."""
+    for choices in sequences(budget):
+        chance = random.Random(7)
+        strict = itertools.cycle(range(size))
+        random_turns = (chance.randrange(size) for _ in itertools.count())
+        order = strict if turns == "strict" else random_turns
+        Replicas(size, order, module, choices, chance.uniform, False).run()
+
+
+@pytest.mark.parametrize(("size", "turns"), REPLICAS)
+def test_replicas_that_answer_from_their_own_memories(size: int, turns: str) -> None:
+    play_replicas(the_agent(), size, turns, budget=2)
+
+
+# ---- does the exploration find what it is for?
+
+
+class Fault(NamedTuple):
+    """A text of agent.py (else of healthcheck.py), what stands there instead, what is found."""
+
+    old: str
+    new: str
+    finding: str
+    of_agent: bool = True
+
+
+# ---- Here stands text of agent.py: whoever changes that changes this. ---------------------------
+FAULTS = {
+    "never retries inside the slot": Fault(
+        "due = self.clock() + self.record.retry_wait(failures, answer)",
+        "due = self.clock() + self.settings.heartbeat_interval",
+        "the record expires",
+    ),
+    "goes on heartbeating for a dead service": Fault(
+        "if probed and not self.is_healthy():",
+        "if probed and not self.is_healthy() and not probed:",
+        "a heartbeat for a service that is down",
+    ),
+    "does not look for the record in the list": Fault(
+        "if self.look_in > 0:", "if self.look_in < 1000:", "the record is absent"
+    ),
+    "a look that ends the heartbeats": Fault(
+        "                self.record.look()\n",
+        "                looks = self.record.look_in <= 1\n"
+        "                self.record.look()\n"
+        "                if looks:\n"
+        "                    return self.registering\n",
+        "the record expires",
+    ),
+    "a pause that counts, and asks no clock": Fault(
+        "            left = end - self.clock()\n            try:\n",
+        "            left = left - SLICE if 'left' in vars() else end - self.clock()\n"
+        "            try:\n",
+        "the health file is",
+    ),
+    "a clock that stands still in a suspension": Fault(
+        'getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)',
+        "time.CLOCK_MONOTONIC",
+        "the record is absent",
+        of_agent=False,
+    ),
+    "one registration after a look that missed, looks at one distance": Fault(
+        "            self.doubt = PROOF\n",
+        "            self.doubt = 0\n",
+        "lists lack the name",
+    ),
+    "registers at the end of a record, whatever the service does": Fault(
+        "probed = not failures or self.record.wants_registration()\n",
+        "probed = not failures or self.record.wants_registration() and self.record.left() > 0\n",
+        "the service was not probed before",
+    ),
+    "a gap before the registration": Fault(
+        "return self.left() <= self.settings.heartbeat_interval / 4",
+        "return self.left() <= 0",
+        "the record expires",
+    ),
+    "one good probe for the way back": Fault(
+        "GOOD_PROBES = 2", "GOOD_PROBES = 1", "a register for a service that is down"
+    ),
+    "goes on registering a dead service": Fault(
+        "elif not self.is_healthy():", "elif not (self.is_healthy() or True):", "that is down"
+    ),
+    "one failed probe takes the service down": Fault(
+        "retries = self.settings.service_health_retries\n",
+        "retries = 1\n",
+        "down after 1 failed probes",
+    ),
+    "a heartbeat's Retry-After in full": Fault(
+        "return max(min(wait, left / 2), shortest)", "return max(wait, shortest)", "expires"
+    ),
+    "a heartbeat that is not known is but a failure": Fault(
+        "            if answer.meaning == LOST:\n                if not",
+        "            if answer.meaning == STOP_TIMEOUT:\n                if not",
+        "the record is absent",
+    ),
+    "a new version is not registered": Fault(
+        "changed = self.service.metadata != self.metadata", "changed = 0", "as it is"
+    ),
+    "a new version's registration ends the heartbeats": Fault(
+        "            if failed.meaning == ACCEPTED:\n",
+        "            if failed.meaning:\n",
+        "the record expires",
+    ),
+    "no promise before a request": Fault(
+        "        self.life.promise(timeout)\n        now =", "        now =", "the health file is"
+    ),
+    "no promise before a probe": Fault(
+        "        self.life.promise(self.settings.service_health_timeout)\n",
+        "",
+        "the health file is",
+    ),
+    "a pause promises no exchange": Fault(
+        "self.life.promise(end - self.clock() + exchanges)\n        while",
+        "self.life.promise(end - self.clock() - exchanges)\n        while",
+        "the health file is",
+    ),
+    "the TTL is reckoned from the answer": Fault(
+        "            self.accepted_at = now\n",
+        "            self.accepted_at = now = self.clock()\n",
+        "ready for longer",
+    ),
+    "a backoff that does not grow": Fault(
+        "2.0 ** min(attempt - 1, 16)", "2.0 ** min(attempt - 1, 0)", "requests in two"
+    ),
+    "a registration's Retry-After is not heeded": Fault(
+        "wait = backoff(attempt, self.uniform) + answer.retry_after",
+        "wait = backoff(attempt, self.uniform)",
+        "before Retry-After allows it",
+    ),
+    "waits too long for the service": Fault(
+        "if now >= since + patience:", "if now >= since + 3 * patience:", "the first registration"
+    ),
+    "stops without a word": Fault("return self.stop()", "return 0", "0 deregistrations"),
+    "deregisters what it has not registered": Fault(
+        "not self.settings.deregister_on_exit or not self.maybe_there",
+        "not self.settings.deregister_on_exit",
+        "1 deregistrations",
+    ),
+}
+# -------------------------------------------------------------------------------------------------
+
+
+def mutant(fault: Fault) -> Any:
+    """Return a copy of the agent with a fault."""
+    text = (AGENT if fault.of_agent else HEALTHCHECK).read_text()
+    assert text.count(fault.old) == 1, "the text to replace is not there once"
+    text = text.replace(fault.old, fault.new)
+    return load(text) if fault.of_agent else load(health_text=text)
+
+
+def shortest(module: Any) -> str:
+    """Return the first promise that is broken, and by which shortest sequence; "" where none is."""
+    try:
+        for budget in range(1, OUTCOMES + 1):
+            for from_start, uniform in ROOTS:
+                explore(module, budget, uniform, from_start)
+            if budget == 3:
+                for size, turns in REPLICAS:
+                    play_replicas(module, size, turns, 1)
+    except BrokenPromiseError as broken:
+        return str(broken)
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found(name: str) -> None:
+    found = shortest(mutant(FAULTS[name]))
+    print(found)
+    assert FAULTS[name].finding in found.partition("\n")[0]
