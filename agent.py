@@ -369,6 +369,7 @@ class Record:
         self.probe_took = 0.0  # seconds of the last one
         self.look_in = int(uniform(1, LOOK_EVERY[1]))  # heartbeats until the next look
         self.doubt = 0
+        self.lost = False  # the registry has said so, and accepted nothing since
         self.renewed = False  # the last registration was accepted
         self.metadata: Mapping[str, str] | None = None
         self.accepted_at = -math.inf
@@ -411,7 +412,7 @@ class Record:
         now = self.clock()  # the TTL may have begun at any moment since
         answer = request(timeout)
         if answer.meaning == ACCEPTED:
-            self.accepted_at = now
+            self.accepted_at, self.lost = now, False
             if self.outage:
                 since, failures = self.outage
                 log.info("Registry is back after %.0f s (failures: %d)", now - since, failures)
@@ -462,9 +463,13 @@ class Record:
     def retry_wait(self, failures: int, answer: Answer) -> float:
         """Note that a slot's heartbeat has failed so often; return the seconds until the next."""
         pace = self.settings.pace
-        wait = pace * backoff(failures, self.uniform) + answer.retry_after
-        wait = wait_in_slot(wait, self.left(), pace * FIRST_WAIT)
-        self.note_failure("Heartbeat", answer, wait, ready=0.0 if self.doubt else self.expiry())
+        wait, mercy = pace * backoff(failures, self.uniform), answer.retry_after
+        # What the registry asks for comes first only where there is no record to lose.
+        if self.lost:
+            wait = wait_in_slot(wait, self.left(), pace * FIRST_WAIT) + mercy
+        else:
+            wait = wait_in_slot(wait + mercy, self.left(), pace * FIRST_WAIT)
+        self.note_failure("Heartbeat", answer, wait, ready=0.0 if self.lost else self.expiry())
         return wait
 
     # What keeps it true
@@ -526,7 +531,7 @@ class Record:
 
         The first of them follows the next accepted request.
         """
-        self.doubt, self.look_in = doubt, 1
+        self.lost, self.doubt, self.look_in = True, doubt, 1
         self.life.show("registering", self.clock())
         lost = "Service not found (404): the registry has lost the record (%s); registering again"
         log.warning(lost, answer.advice)

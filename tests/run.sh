@@ -28,11 +28,7 @@ esac
 
 echo "Lint and types"
 "$python" -m ruff check .
-<<<<<<< HEAD
-"$venv/bin/shellcheck" -x .ci/run docker/*.sh tests/*.sh
-=======
 find . -name .venv -prune -o -name '*.sh' -print0 | xargs -0 "$venv/bin/shellcheck" -x .ci/run
->>>>>>> h-layout
 "$python" -m mypy agent.py healthcheck.py docker/*.py tests
 
 quick="not slow and not docker"
