@@ -4,7 +4,7 @@
 #   docker build -t vertice-registry-sidecar:latest --build-arg TLS=1 .    for an https registry
 #
 # The builder gathers a root file system with python, busybox and the modules that the two scripts
-# load (docker/rootfs.py), and tries it out (docker/smoke.py). The image is that and nothing else,
+# load (docker/rootfs.py), and tries it out (docker/smoke.sh). The image is that and nothing else,
 # FROM scratch: a final FROM of some Alpine would break as soon as its musl is older than the
 # builder's. What is published somewhere says where it comes from:
 #   --build-arg REVISION=… --build-arg SOURCE=https://…
@@ -25,7 +25,7 @@ ARG VERSION
 # Byte code without column numbers, which only show where the source is: 0.26 MB. One time stamp
 # for all, so that the same input makes the same layer.
 RUN python -X no_debug_ranges /build/docker/rootfs.py "$TLS" \
-    && python /build/docker/smoke.py "$TLS" "$VERSION" \
+    && chroot /rootfs /bin/sh -s "$TLS" "$VERSION" </build/docker/smoke.sh \
     && find /rootfs -exec touch -h -d @0 {} +
 
 FROM scratch

@@ -369,6 +369,7 @@ class Record:
         self.probe_took = 0.0  # seconds of the last one
         self.look_in = int(uniform(1, LOOK_EVERY[1]))  # heartbeats until the next look
         self.doubt = 0
+        self.lost = False  # the registry has said so, and accepted nothing since
         self.renewed = False  # the last registration was accepted
         self.metadata: Mapping[str, str] | None = None
         self.accepted_at = -math.inf
@@ -411,7 +412,7 @@ class Record:
         now = self.clock()  # the TTL may have begun at any moment since
         answer = request(timeout)
         if answer.meaning == ACCEPTED:
-            self.accepted_at = now
+            self.accepted_at, self.lost = now, False
             if self.outage:
                 since, failures = self.outage
                 log.info("Registry is back after %.0f s (failures: %d)", now - since, failures)
@@ -462,9 +463,13 @@ class Record:
     def retry_wait(self, failures: int, answer: Answer) -> float:
         """Note that a slot's heartbeat has failed so often; return the seconds until the next."""
         pace = self.settings.pace
-        wait = pace * backoff(failures, self.uniform) + answer.retry_after
-        wait = wait_in_slot(wait, self.left(), pace * FIRST_WAIT)
-        self.note_failure("Heartbeat", answer, wait, ready=0.0 if self.doubt else self.expiry())
+        wait, mercy = pace * backoff(failures, self.uniform), answer.retry_after
+        # What the registry asks for comes first only where there is no record to lose.
+        if self.lost:
+            wait = wait_in_slot(wait, self.left(), pace * FIRST_WAIT) + mercy
+        else:
+            wait = wait_in_slot(wait + mercy, self.left(), pace * FIRST_WAIT)
+        self.note_failure("Heartbeat", answer, wait, ready=0.0 if self.lost else self.expiry())
         return wait
 
     # What keeps it true
@@ -526,7 +531,7 @@ class Record:
 
         The first of them follows the next accepted request.
         """
-        self.doubt, self.look_in = doubt, 1
+        self.lost, self.doubt, self.look_in = True, doubt, 1
         self.life.show("registering", self.clock())
         lost = "Service not found (404): the registry has lost the record (%s); registering again"
         log.warning(lost, answer.advice)
@@ -1907,11 +1912,11 @@ class Answer(NamedTuple):
         if isinstance(failure, http.client.BadStatusLine):
             # A TLS record: its type and the first half of its version (RFC 8446, section 5.1).
             return TLS_THERE if str(failure)[:2] in ("\x15\x03", "\x16\x03") else NOT_HTTP
-        if ssl is None or not isinstance(failure, ssl.SSLError):
-            return ""
-        if isinstance(failure, ssl.SSLCertVerificationError):
+        if isinstance(failure, NoTLSError):
+            return NO_TLS_THERE
+        if ssl is not None and isinstance(failure, ssl.SSLCertVerificationError):
             return UNKNOWN_AUTHORITY if failure.verify_code in UNKNOWN_ISSUER else ""
-        return NO_TLS_THERE if failure.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST") else ""
+        return ""
 
     def json(self) -> Any:
         """Return what a JSON body holds; None where it is none, or not whole."""
@@ -1996,8 +2001,6 @@ def say_tls(error: ssl.SSLError) -> str:
         return f"certificate refused: {error.verify_message}"
     if isinstance(error, ssl.SSLEOFError):
         return "connection closed in the middle of TLS"
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
-        return "what answers does not speak TLS"
     # None is sent, so what the peer says of certificates is that it misses one.
     if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
         return f"TLS refused: the other side wants {client}"
@@ -2188,6 +2191,10 @@ class LateError(TimeoutError):
     """An exchange has used up its deadline."""
 
 
+class NoTLSError(OSError):
+    """What answers has begun with something that is not TLS."""
+
+
 class Signals:
     """Waits, for whatever it is; and SIGTERM or SIGINT ends any wait.
 
@@ -2316,8 +2323,11 @@ class Wire:
             return sock
         try:
             return PatientTLS(sock, self.trust.now(), self.host.rstrip("."))
-        except BaseException:
+        except BaseException as error:
             sock.close()
+            # The types of a TLS record that comes first: alert, handshake (RFC 8446, section 5.1).
+            if isinstance(error, ssl.SSLError) and sock.first not in (b"", b"\x15", b"\x16"):
+                raise NoTLSError(None, "what answers does not speak TLS") from None
             raise
 
     def connect_anywhere(self) -> PatientSocket:
@@ -2424,7 +2434,7 @@ class LookUp:
             # Not threading's: that waits, without a bound, for the thread's first step.
             _thread.start_new_thread(self.run, ())
         except RuntimeError as error:
-            raise socket.gaierror(errno.EAGAIN, "no thread is to be had for it") from error
+            raise socket.gaierror(errno.EAGAIN, f"no thread for it ({error})") from None
 
     def wait(self, duration: float) -> bool:
         """Block for so many seconds at most; tell whether the answer is there."""
@@ -2452,6 +2462,7 @@ class PatientSocket(socket.socket):
     """
 
     wire: Wire
+    first = b""  # the first byte that TLS has received
     # The libraries use those below; what else a socket has for it would not be bounded.
     recvfrom = recvfrom_into = recvmsg = recvmsg_into = None  # type: ignore[assignment]
     send = sendto = sendmsg = sendfile = None  # type: ignore[assignment]
@@ -2476,6 +2487,7 @@ class PatientSocket(socket.socket):
         """Receive, in the same way."""
         received: bytes = self.patiently(select.POLLIN, super().recv, *arguments)
         self.wire.spend(len(received))
+        self.first = self.first or received[:1]
         return received
 
     def sendall(self, data: Any, *arguments: Any) -> None:

@@ -28,7 +28,7 @@ def replace(file: Path, text: str) -> None:
 
 def bearer(number: int) -> str:
     """Return a secret of 900 characters that no other number shares a piece with."""
-    return "".join(f"{number:07d}-{position:03d}." for position in range(75))
+    return "".join(f"{number:07d}-{position:03d}/" for position in range(75))
 
 
 # ---- secrets that are renewed without end

@@ -194,7 +194,7 @@ def test_where_all_addresses_are_dead_the_deadline_holds(
     with dead_addresses(addresses, registry.port), sidecar:
         sidecar.wait_for("Service is READY")
         began = time.monotonic()
-        sidecar.wait_for("Registration failed .attempt 1.*no answer within 1 s")
+        sidecar.wait_for("Registration failed .attempt 1.*no answer within [0-9.]+ s")
         assert 0.3 < time.monotonic() - began < 1 + SLACK  # IPv6 would have had a share, too
         code, seconds = sidecar.stop()
         assert code == 0

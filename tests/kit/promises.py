@@ -13,6 +13,7 @@ TTL = 60.0  # seconds that a record lives after each request that the registry t
 SLICE = 1.0  # seconds, the longest wait in one go: a freeze is noticed at its end
 ENOUGH = 3  # failed requests and probes since the last accepted request that may cost the record
 MOST_REQUESTS = 30  # to the registry in any two intervals
+FEWEST_BEATS = 7  # from look to look, where nothing makes the agent doubt
 LONGEST_RUN = 5000.0  # seconds
 STOP = 3.0  # seconds until it has ended, and DRAIN_SECONDS
 
@@ -37,6 +38,7 @@ class Promises:
         self.failed_probes = self.good_probes = 0  # in a row
         self.seen = False  # it was healthy once
         self.down = False
+        self.probed_at = -math.inf
         self.fresh = False  # healthy, and the agent has not waited since
         # The registry and the record.
         self.takes_registrations = self.takes_heartbeats = True
@@ -50,11 +52,13 @@ class Promises:
         self.accepted_at = -math.inf  # when it sent the last request that it knows to be accepted
         self.registered = False  # a registration was accepted
         self.maybe_registered = False  # or one may have been, for its answer did not come
+        self.doubts = False  # it was told, at least once, that there is no record
         self.gives_up = False  # the record is left to expire
         self.failed_registrations = 0  # in a row
         self.wait_until = -math.inf  # as a Retry-After asks for
         # What it said and did.
         self.promised = 0.0  # the next line of the health file
+        self.beats = FEWEST_BEATS  # accepted requests since the last look at the list
         self.sent: list[float] = []  # times of all requests to the registry
         self.stopped_at = math.inf
         self.deregistrations = 0
@@ -160,6 +164,10 @@ class Promises:
 
     def probed(self, well: bool) -> None:
         """Note what a probe showed."""
+        known = self.registered or self.seen  # else INITIAL_WAIT_TIMEOUT may end a wait early
+        if known and self.failed_probes and self.now < self.probed_at + self.settings.pace:
+            raise BrokenPromiseError("a probe right after a failed one")
+        self.probed_at = self.now
         self.failed_probes = 0 if well else self.failed_probes + 1
         self.good_probes = self.good_probes + 1 if well else 0
         self.seen, self.fresh = self.seen or well, well
@@ -180,16 +188,23 @@ class Promises:
         before = self.sent[-1 - MOST_REQUESTS] if len(self.sent) > MOST_REQUESTS else -math.inf
         if self.now < before + self.two_intervals:
             raise BrokenPromiseError(f"more than {MOST_REQUESTS} requests in two intervals")
+        if what == "look":
+            if self.beats < FEWEST_BEATS and not self.doubts:
+                raise BrokenPromiseError(f"a look {self.beats} heartbeats after the one before")
+            self.beats = 0
         if what != "look" and self.down:
             raise BrokenPromiseError(f"a {what} for a service that is down")
         if what == "heartbeat" and self.now > self.accepted_at + self.two_intervals + SLICE:
             late = self.now - self.accepted_at
             raise BrokenPromiseError(f"a heartbeat {late:.1f} s after the last accepted request")
-        if what == "register":
-            self.judge_registration()
 
-    def judge_registration(self) -> None:
-        """Judge that a registration is sent."""
+    def registers(self, changed: bool) -> None:
+        """Judge that a registration is sent; whether the service has changed since the last."""
+        self.sends("register")
+        told = self.doubts or self.gives_up or self.failures or not self.takes_heartbeats
+        early = self.now < self.accepted_at + 0.8 * self.two_intervals
+        if self.registered and early and not changed and not told:
+            raise BrokenPromiseError("a registration for nothing")
         if not self.seen and not self.registered:  # "registering it anyway"
             since = self.now - self.settings.initial_wait_timeout
             if since < 0:
@@ -214,14 +229,19 @@ class Promises:
         """Note that the agent is told that a registration or a heartbeat is accepted."""
         self.accepted_at = sent_at
         self.failed_registrations, self.wait_until, self.gives_up = 0, -math.inf, False
+        self.beats += 1
         if not self.seen:
             self.failed_probes = 0  # registered all the same, so they count from here
         self.registered = self.registered or what == "register"
 
-    def not_known(self) -> None:
-        """Note that the agent is told that there is no record: it registers at once."""
-        if not self.failures and self.takes_registrations:
+    def not_known(self, by_look: bool) -> None:
+        """Note that the agent is told that there is no record: it registers at once.
+
+        After a look it does where nothing has made it doubt before.
+        """
+        if not self.failures and self.takes_registrations and not (by_look and self.doubts):
             self.due_by = min(self.due_by, self.now + 1)
+        self.doubts = True
 
     def failed(self, what: str, wait: float) -> None:
         """Note that the agent is told, or finds, that a registration or a heartbeat failed."""

@@ -134,6 +134,8 @@ class World:
     it is chosen from the start, or from the first accepted registration on; the variables.
     """
 
+    TTL = TTL
+
     def __init__(
         self,
         module: Any,
@@ -158,6 +160,7 @@ class World:
         self.problem, self.seen, self.place = "no answer yet", False, "vertice-osint/health"
         # The registry.
         self.stored: Any = None  # the record's metadata
+        self.known: Any = None  # those of the last registration that the agent knows to be accepted
         self.for_good = ""
         self.asked_at = self.sane_since = 0.0
         self.forced = False  # there was nothing to choose
@@ -306,11 +309,13 @@ class World:
 
     def register(self, metadata: Any, timeout: float) -> Any:
         """Answer a registration."""
-        self.promises.sends("register")
+        self.promises.registers(metadata != self.known)
         taken = self.promises.takes_registrations
         outcome = self.ask("register", REGISTRATION if taken else ("failing",), timeout)
         if outcome in ("accepted", "lost"):
             self.stored = metadata
+        if outcome == "accepted":
+            self.known = metadata
         return self.answer("register", outcome)
 
     def heartbeat(self, timeout: float) -> Any:
@@ -373,7 +378,7 @@ class World:
         if outcome in ("not known", "denied"):
             if promises.present and outcome == "not known":
                 promises.vanishes(promises.now)
-            promises.not_known()
+            promises.not_known(by_look=False)
             return module.Answer(404, meaning=module.LOST)
         wait = RETRY_AFTER if outcome == "asked to wait" else 0
         if not self.forced:
@@ -392,6 +397,7 @@ class World:
         if outcome == "lacks it":
             if self.promises.present:
                 self.promises.vanishes(self.promises.now)
+            self.promises.not_known(by_look=True)
             return module.Answer(200, meaning=module.LOST)
         return module.Answer(503, meaning=module.FAILED, advice=outcome)
 
@@ -402,6 +408,8 @@ class Replicas(World):
     Each takes every request and answers from its own memory. Args: for each request the number of
     the replica that it reaches.
     """
+
+    TTL = TTL
 
     INTERVALS = 100  # after which each of them lists the name
 
@@ -449,6 +457,7 @@ class Replicas(World):
         if not self.promises.store_lost:
             return super().look(timeout)
         self.promises.sends("look")
+        self.promises.doubts = True
         listed = self.listed[next(self.turns)]
         outcome = self.ask("look", ("has it" if listed else "lacks it",), timeout)
         meaning = self.module.ACCEPTED if outcome == "has it" else self.module.LOST

@@ -51,6 +51,16 @@ def test_a_secret_is_blotted_out_in_whatever_form_a_peer_sends_it_back(token: st
         del agent.secrets["another"]
 
 
+def test_a_source_s_secret_and_the_one_before_are_blotted_out_and_no_older_one() -> None:
+    for number in range(100):
+        agent.keep_secret("file", [f"s3cret-{number}"])
+        agent.keep_secret("file", [f"s3cret-{number}"])  # the same once more is no renewal
+    assert say_plain("s3cret-97 s3cret-98 s3cret-99") == "s3cret-97 *** ***"
+    agent.keep_secret("another", ["other"])
+    agent.keep_secret("file", [])
+    assert say_plain("s3cret-98 s3cret-99 other") == "s3cret-98 *** ***"
+
+
 @pytest.mark.parametrize(
     ("url", "found"),
     [
