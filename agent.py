@@ -55,7 +55,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 with warnings.catch_warnings():
     # requests remarks that the image has no charset_normalizer.
@@ -1655,6 +1655,7 @@ def begin_after(places: Sequence[T], failed: T | None) -> list[T]:
 
 MAX_SAID = 200  # characters of a peer's words in the log
 GO = str.maketrans({char: f"\\u00{ord(char):02x}" for char in "&<>"})  # its encoding/json
+NO_SECRETS = ("Host", "Accept", "User-Agent")  # headers that every log may show
 SHORTEST_HEADER = 6  # characters of a header's value that is kept out of it
 
 log = logging.getLogger("sidecar")
@@ -1698,16 +1699,14 @@ def url_secrets(url: str) -> list[str]:
     parts = urlsplit(url)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     basic = basic_credentials(url).get("Authorization", "").removeprefix("Basic ")
-    asked = [parts.query, *re.split("[&=]", parts.query), *dict(parse_qsl(parts.query)).values()]
-    asked = [value for value in asked if len(value) >= SHORTEST_HEADER]
     # Without a password, the user is a key.
-    return [basic, *asked, *([password, parts.password or ""] if password else [user])]
+    return [basic, password, parts.password or ""] if password else [basic, user]
 
 
 def header_secrets(headers: Mapping[str, str]) -> list[str]:
     """Return the values of headers, what follows a scheme or a = in one, and a password."""
     found = []
-    for value in headers.values():
+    for value in (value for name, value in headers.items() if name not in NO_SECRETS):
         scheme, _, sent = value.partition(" ")
         clear = b""
         with contextlib.suppress(ValueError):

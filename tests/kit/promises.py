@@ -51,7 +51,6 @@ class Promises:
         # What the agent was told.
         self.accepted_at = -math.inf  # when it sent the last request that it knows to be accepted
         self.registered = False  # a registration was accepted
-        self.maybe_registered = False  # or one may have been, for its answer did not come
         self.doubts = False  # it was told, at least once, that there is no record
         self.gives_up = False  # the record is left to expire
         self.failed_registrations = 0  # in a row
@@ -222,8 +221,8 @@ class Promises:
                 "the record is put back, and the service was not probed before"
             )
         if self.now < self.wait_until - 0.001:
-            early = self.wait_until - self.now
-            raise BrokenPromiseError(f"a registration {early:.1f} s before Retry-After allows it")
+            left = self.wait_until - self.now
+            raise BrokenPromiseError(f"a registration {left:.1f} s before Retry-After allows it")
 
     def accepted(self, what: str, sent_at: float) -> None:
         """Note that the agent is told that a registration or a heartbeat is accepted."""
@@ -271,6 +270,5 @@ class Promises:
         """Judge the end."""
         if code != 0:
             raise BrokenPromiseError(f"exit code {code}")
-        due = self.settings.deregister_on_exit and (self.registered or self.maybe_registered)
-        if self.deregistrations != due:
+        if self.deregistrations != (self.settings.deregister_on_exit and self.registered):
             raise BrokenPromiseError(f"{self.deregistrations} deregistrations at the end")

@@ -134,7 +134,7 @@ class World:
     it is chosen from the start, or from the first accepted registration on; the variables.
     """
 
-    TTL = TTL
+    TTL = TTL  # as a registry tells it to the agent
 
     def __init__(
         self,
@@ -346,8 +346,6 @@ class World:
         outcome = self.choices.outcome(options) if self.choosing else options[0]
         self.story.append((promises.now, what, outcome))
         self.asked_at, self.forced = promises.now, len(options) == 1
-        if what == "register" and outcome in ("late", "lost", "stopped"):
-            promises.maybe_registered = True
         if outcome == "stopped":
             self.stop()
             self.signals.wait(lambda _seconds: True, math.inf)
@@ -408,8 +406,6 @@ class Replicas(World):
     Each takes every request and answers from its own memory. Args: for each request the number of
     the replica that it reaches.
     """
-
-    TTL = TTL
 
     INTERVALS = 100  # after which each of them lists the name
 

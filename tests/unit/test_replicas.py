@@ -114,3 +114,13 @@ def test_it_takes_three_requests_an_interval_at_the_most(number: int) -> None:
         replicas.known = [True] * number
         play(replicas, seed, 100)
         assert len(replicas.asked) <= 1.15 * 101 + 2 < 3 * before
+
+
+def test_a_record_that_was_lost_once_costs_one_registration() -> None:
+    """The look that follows it proves that it is there; then there are heartbeats again."""
+    for seed in SEEDS:
+        replicas = Replicas(1, None, Clock())
+        replicas.honest = True
+        replicas.lost = [(15.5 * INTERVAL, [0])]
+        play(replicas, seed, 25)
+        assert replicas.asked.count("/register") == 2
