@@ -369,7 +369,7 @@ class Record:
         self.probe_took = 0.0  # seconds of the last one
         self.look_in = int(uniform(1, LOOK_EVERY[1]))  # heartbeats until the next look
         self.doubt = 0
-        self.lost = False  # the registry has said so, and accepted nothing since
+        self.lost = False  # a heartbeat was told so, and nothing was accepted since
         self.renewed = False  # the last registration was accepted
         self.metadata: Mapping[str, str] | None = None
         self.accepted_at = -math.inf
@@ -457,6 +457,7 @@ class Record:
         if answer.meaning == ACCEPTED:
             log.info("Heartbeat accepted")
         elif answer.meaning == LOST:
+            self.lost = True
             self.note_loss(answer, max(self.doubt, 1))
         return failed if failed and answer.meaning == LOST else answer
 
@@ -527,11 +528,11 @@ class Record:
         self.life.show(state, since, answer.say(), failures + 1, ready)
 
     def note_loss(self, answer: Answer, doubt: int) -> None:
-        """Note that the registry has no record of the service, and how many looks are to prove one.
+        """Note that the registry seems to have no record, and how many looks are to prove one.
 
         The first of them follows the next accepted request.
         """
-        self.lost, self.doubt, self.look_in = True, doubt, 1
+        self.doubt, self.look_in = doubt, 1
         self.life.show("registering", self.clock())
         lost = "Service not found (404): the registry has lost the record (%s); registering again"
         log.warning(lost, answer.advice)

@@ -162,7 +162,8 @@ class Watch:
         wait = float(found[2])
         lowest, highest = 0.95, LONGEST_WAIT + 300  # the log shows tenths
         if found[1] == "Heartbeat":
-            lowest, highest = 0.0, self.times.ttl  # none may wait for longer than a record lives
+            # None may wait for longer than a record lives, but one that is lost as it was asked to.
+            lowest, highest = 0.0, self.times.ttl + max(self._may_register_at - now, 0.0)
         if not lowest <= wait <= highest:
             return f"a wait of {wait:g} s was announced"
         self._announced = [*self._announced[-20:], (now, wait)]
