@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 def soak(world: World, schedule: Iterator[Round], seconds: float) -> None:
     """Play rounds until the time is over or the world has ended."""
     said_at = began = time.monotonic()
+    told = 0
     world.settle()
     while time.monotonic() - began < seconds and not world.end.is_set():
         this = next(schedule)
@@ -103,6 +104,9 @@ def soak(world: World, schedule: Iterator[Round], seconds: float) -> None:
                 f"{said_at - began:5.0f} s: {this.number} rounds, {world.played.total()} faults,"
                 f" {len(world.violations)} violations"
             )
+            for violation in world.violations[told:]:  # the report has more, but late
+                say(f"        {violation.agent}: {violation.what}")
+            told = len(world.violations)
 
 
 def say(line: str) -> None:
