@@ -56,20 +56,20 @@ MET, ONE = 1.2, 2.5
 TWO_PROBES = 2.5  # intervals for the way back of a service that was down, and their deadlines
 AGENT_KINDS: Mapping[str, Kind] = {
     # One fault, which never costs the record.
-    "one heartbeat fails": Kind(6, ONE, ONE, ("heartbeat",), failing_or_slow, keeps=True),
-    "one probe fails": Kind(4, ONE, ONE, ("health",), anything, keeps=True),
+    "one heartbeat fails": Kind(12, ONE, ONE, ("heartbeat",), failing_or_slow, keeps=True),
+    "one probe fails": Kind(10, ONE, ONE, ("health",), anything, keeps=True),
     "the list fails": Kind(1, 0, 0, ("list",), anything, keeps=True),
     # Nor do these, though they last.
     "first address dead": Kind(
         2, 3, 5, ("registry", "service", "registry and service"), keeps=True
     ),
     "log not read": Kind(1, 4, 7, keeps=True),
-    "one probe's TLS fails": Kind(6, ONE, ONE, (CONNECT,), below, keeps=True, traits=(TLS,)),
+    "one probe's TLS fails": Kind(12, ONE, ONE, (CONNECT,), below, keeps=True, traits=(TLS,)),
     "probe headers renewed": Kind(2, ONE, ONE, keeps=True),
     "authority and certificates renewed": Kind(4, ONE, ONE, keeps=True, traits=(TLS,)),
     # The registry, as this agent alone sees it.
-    "requests fail": Kind(3, MET, 4, ("heartbeat", "register", "*"), failing),
-    "the registry's TLS fails": Kind(6, MET, 3, (CONNECT,), below, traits=(TLS,)),
+    "requests fail": Kind(6, MET, 4, ("heartbeat", "register", "*"), failing),
+    "the registry's TLS fails": Kind(10, MET, 3, (CONNECT,), below, traits=(TLS,)),
     "a website in its place": Kind(1, MET, 3, ("register", "*"), ["web page"].copy),
     "registrations are asked to wait": Kind(2, MET, 3, ("register",), RETRY_SOON.copy),
     "hollow answers": Kind(5, MET, 3, ("heartbeat", "register", "*"), hollow),
