@@ -459,7 +459,7 @@ class Record:
         elif answer.meaning == LOST:
             self.lost = True
             self.note_loss(answer, max(self.doubt, 1))
-        return failed if failed and answer.meaning == LOST else answer
+        return failed if failed and self.lost else answer
 
     def retry_wait(self, failures: int, answer: Answer) -> float:
         """Note that a slot's heartbeat has failed so often; return the seconds until the next."""
