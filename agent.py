@@ -55,7 +55,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 with warnings.catch_warnings():
     # requests remarks that the image has no charset_normalizer.
@@ -369,7 +369,7 @@ class Record:
         self.probe_took = 0.0  # seconds of the last one
         self.look_in = int(uniform(1, LOOK_EVERY[1]))  # heartbeats until the next look
         self.doubt = 0
-        self.lost = False  # the registry has said so, and accepted nothing since
+        self.lost = False  # a heartbeat was told so, and nothing was accepted since
         self.renewed = False  # the last registration was accepted
         self.metadata: Mapping[str, str] | None = None
         self.accepted_at = -math.inf
@@ -457,6 +457,7 @@ class Record:
         if answer.meaning == ACCEPTED:
             log.info("Heartbeat accepted")
         elif answer.meaning == LOST:
+            self.lost = True
             self.note_loss(answer, max(self.doubt, 1))
         return failed if failed and answer.meaning == LOST else answer
 
@@ -527,11 +528,11 @@ class Record:
         self.life.show(state, since, answer.say(), failures + 1, ready)
 
     def note_loss(self, answer: Answer, doubt: int) -> None:
-        """Note that the registry has no record of the service, and how many looks are to prove one.
+        """Note that the registry seems to have no record, and how many looks are to prove one.
 
         The first of them follows the next accepted request.
         """
-        self.lost, self.doubt, self.look_in = True, doubt, 1
+        self.doubt, self.look_in = doubt, 1
         self.life.show("registering", self.clock())
         lost = "Service not found (404): the registry has lost the record (%s); registering again"
         log.warning(lost, answer.advice)
@@ -1655,6 +1656,7 @@ def begin_after(places: Sequence[T], failed: T | None) -> list[T]:
 
 MAX_SAID = 200  # characters of a peer's words in the log
 GO = str.maketrans({char: f"\\u00{ord(char):02x}" for char in "&<>"})  # its encoding/json
+NO_SECRETS = ("Host", "Accept", "User-Agent")  # headers that every log may show
 SHORTEST_HEADER = 6  # characters of a header's value that is kept out of it
 
 log = logging.getLogger("sidecar")
@@ -1698,16 +1700,14 @@ def url_secrets(url: str) -> list[str]:
     parts = urlsplit(url)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     basic = basic_credentials(url).get("Authorization", "").removeprefix("Basic ")
-    asked = [parts.query, *re.split("[&=]", parts.query), *dict(parse_qsl(parts.query)).values()]
-    asked = [value for value in asked if len(value) >= SHORTEST_HEADER]
     # Without a password, the user is a key.
-    return [basic, *asked, *([password, parts.password or ""] if password else [user])]
+    return [basic, password, parts.password or ""] if password else [basic, user]
 
 
 def header_secrets(headers: Mapping[str, str]) -> list[str]:
     """Return the values of headers, what follows a scheme or a = in one, and a password."""
     found = []
-    for value in headers.values():
+    for value in (value for name, value in headers.items() if name not in NO_SECRETS):
         scheme, _, sent = value.partition(" ")
         clear = b""
         with contextlib.suppress(ValueError):

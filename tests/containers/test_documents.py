@@ -29,7 +29,7 @@ from containers.reader import Reader
 from kit.documents import Block, blocks
 from kit.sidecar import NAME
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 
 README, GUIDE = "README.md", "INTEGRATION_GUIDE.md"
 IMAGE, NETWORK = "vertice-registry-sidecar:latest", "maximus-network"

@@ -29,7 +29,9 @@ LATE = 1.0  # second that an exchange may take beyond its deadline
 # Seconds that a tenth of a CPU may add, to an exchange and to a stop: what 128 KB of handshakes or
 # tiny records cost to look at, ten times over, and the end of Python itself.
 SLOW = 1.0
-LANES = 4  # sidecars side by side
+BUSY = 3.0  # seconds that a machine may add whose CPUs are all taken
+GRACE = 8  # seconds from SIGTERM to SIGKILL, fewer than Docker's own 10
+LANES = 3  # sidecars side by side
 GOOD = "Heartbeat accepted|Service has changed"
 BAD = {
     "registry": "Heartbeat failed|Registration failed|Service not found",
@@ -159,7 +161,7 @@ def test_every_exchange_ends_in_time_within_24_mb(hostile: Lab, side: str) -> No
 
     in_lanes(hostile, sorted(TLS_FAULTS), suffer)
     print(sorted(((round(taken, 1), name) for name, taken in slowest.items()), reverse=True)[:10])
-    limit = INTERVAL / 2 + LATE + SLOW
+    limit = INTERVAL / 2 + LATE + SLOW + BUSY
     assert {name: taken for name, taken in slowest.items() if taken > limit} == {}
 
 
@@ -173,7 +175,8 @@ def test_docker_stop_is_heard_in_the_middle(hostile: Lab, side: str) -> None:
         lane.peer(side).tell(play=[CONNECT, name, None])
         lane.wait_first(lane.peer(side), f"{CONNECT} -> fault", since)
         began = time.time()
-        assert lane.sidecar.stop() == 0
+        lane.sidecar.container.stop(timeout=GRACE)
+        assert lane.sidecar.state["ExitCode"] == 0
         finished = re.sub(r"(\.\d{6})\d*Z", r"\1+00:00", lane.sidecar.state["FinishedAt"])
         stops[name] = datetime.fromisoformat(finished).timestamp() - began
         lane.peer(side).tell(sane="*")
@@ -183,4 +186,4 @@ def test_docker_stop_is_heard_in_the_middle(hostile: Lab, side: str) -> None:
 
     in_lanes(hostile, HOLDING, stop)
     print(sorted(((round(taken, 1), name) for name, taken in stops.items()), reverse=True))
-    assert max(stops.values()) < 3.0 + SLOW
+    assert max(stops.values()) < 3.0 + SLOW + BUSY

@@ -25,7 +25,7 @@ CYCLE = 9 * INTERVAL  # seconds of the steady state that are looked at
 MINUTES = 60.0
 DAY = 86400.0
 WATCHED = 360.0  # seconds after the registry's return
-RUNS = 9  # of a steady state, of which the median counts; fewer of a fleet so large that chance evens out
+RUNS = 5  # of a steady state, of which the median counts; fewer of a fleet so large that chance evens out
 SERVICES = 90  # in the long run with requests lost
 LOSSES = (0.001, 0.01, 0.05)
 

@@ -64,7 +64,6 @@ def test_a_heartbeat_takes_200_bytes_and_a_hundred_of_them_one_connection(peers:
 
 
 @pytest.mark.slow
-def test_memory_and_descriptors_stay_flat_over_heartbeats_and_renewals(peers: Peers) -> None:
-    scale = TINY._replace(heartbeats=10_000)
-    (beats,), (renewals,) = run.growth_rows(NOW, peers, scale), run.renewal_rows(NOW, peers, scale)
-    assert [beats.reached, renewals.reached] == [True, True], (beats, renewals)
+def test_memory_and_descriptors_are_flat_over_10_000_heartbeats(peers: Peers) -> None:
+    (row,) = run.growth_rows(NOW, peers, TINY._replace(heartbeats=10_000))
+    assert row.reached, row

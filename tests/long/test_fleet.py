@@ -57,7 +57,7 @@ def test_a_fleet_started_at_once_is_spread_in_its_steady_state() -> None:
 
 @pytest.mark.slow
 def test_lost_requests_cost_no_record() -> None:
-    days = 3.0
+    days = 1.0
     losses = long_run(SERVICES, days, LOSS, SEED)
     assert losses.requests > days * 250_000
     assert losses.lost > days * 2_000

@@ -1,7 +1,7 @@
 """The faults that the soak plays, by name, and what the head of each looks like to a client.
 
-The names are those of kit/peers/faults.py, whatever it holds, and some that only make sense
-between the agent and its registry. Nobody keeps a list of what is a failure: each fault is played
+The names are those of kit/peers, whatever it holds, and some that only make sense between the
+agent and its registry. Nobody keeps a list of what is a failure: each fault is played
 once, and looked at.
 """
 
@@ -17,12 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
 
-from kit.peers.faults import FAULTS, Fault, bomb, html_page, resolve
+from kit.peers.faults import FAULTS, TLS_FAULTS, Fault, bomb, html_page, resolve
 from kit.peers.server import Exchange, Peer
 
 SLOW = [f"slow {tenths / 10:g}" for tenths in range(1, 7)]  # late, but perhaps within the deadline
-A_LIST = ("json_list", *SLOW)  # as GET /services may bring it, if perhaps without the name
-RETRY_LATER = [f"{code}, Retry-After: {wait}" for code in (429, 503) for wait in (1, 60, 300)]
 RETRY_SOON = [f"{code}, Retry-After: {wait}" for code in (429, 503) for wait in (1, 2, 4)]
 PATIENCE = 2.0  # seconds; what has brought no head by then fails by every deadline of the soak
 MOST = 1 << 20  # bytes; nor does a head end beyond these
@@ -52,8 +50,8 @@ ALL = FAULTS | OWN
 
 def named_fault(name: str) -> Fault:
     """Return the fault of this name: of ALL, a refusal with Retry-After, or "slow 0.3"."""
-    if name in ALL:
-        return ALL[name]
+    if name in ALL or name in TLS_FAULTS:
+        return (ALL | TLS_FAULTS)[name]
     if wait := retry_after(name):
         return resolve(["status", int(name[:3]), None, {"Retry-After": f"{wait:g}"}])
     kind, parameter = name.split()
@@ -70,8 +68,13 @@ class Look(NamedTuple):
     page: bool
 
 
+def below() -> list[str]:
+    """Return what a connection meets below HTTP."""
+    return sorted(TLS_FAULTS)
+
+
 def anything() -> list[str]:
-    """Return every fault."""
+    """Return every fault of an answer."""
     return sorted((*ALL, *SLOW))
 
 
@@ -92,11 +95,6 @@ def hollow() -> list[str]:
 def unhealthy() -> list[str]:
     """Return what no healthy service answers."""
     return [name for name, look in looks().items() if not look.good]
-
-
-def useless() -> list[str]:
-    """Return what GET /services may bring without telling anything."""
-    return sorted(set(anything()) - {*A_LIST})
 
 
 class _Gallery(Peer):

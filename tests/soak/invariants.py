@@ -15,12 +15,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from soak.schedule import SLOWER
+
 LATE = 0.3  # seconds of lateness within a TTL, beyond which a lost record is the machine's fault
 LONGEST_WAIT = 60.0  # seconds, the bound of every backoff; a Retry-After may ask for 300 more
 ANNOUNCEMENT = re.compile(r"(Registration|Heartbeat) failed .*; next in ([\d.]+) s$")
 DROPPED = re.compile(r"(\d+) lines of the log were dropped")
 UNSEEN = re.compile(  # what the peer may know nothing of
-    r"connection refused|no answer within|No heartbeat accepted for two intervals|Registry is back"
+    r"connection refused|certificate refused|no answer within|No heartbeat accepted for two intervals|Registry is back"
 )
 OF_SERVICE = re.compile(
     r"Service is (DOWN|READY)|Health probe|Service has changed|Waiting for the service"
@@ -42,6 +44,10 @@ class Times(NamedTuple):
     registry_timeout: float
     slack: float
     retries: int = 3
+
+    def slower(self) -> Times:
+        """Return the same for a longer interval; the deadlines stay."""
+        return self._replace(ttl=SLOWER * self.ttl, interval=SLOWER * self.interval)
 
     @property
     def death(self) -> float:
@@ -156,7 +162,8 @@ class Watch:
         wait = float(found[2])
         lowest, highest = 0.95, LONGEST_WAIT + 300  # the log shows tenths
         if found[1] == "Heartbeat":
-            lowest, highest = 0.0, self.times.ttl  # none may wait for longer than a record lives
+            # None may wait for longer than a record lives, but one that is lost as it was asked to.
+            lowest, highest = 0.0, self.times.ttl + max(self._may_register_at - now, 0.0)
         if not lowest <= wait <= highest:
             return f"a wait of {wait:g} s was announced"
         self._announced = [*self._announced[-20:], (now, wait)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 
-from soak.catalogue import ALL
+from soak.catalogue import anything, below
 from soak.invariants import Back, growth
 from soak.schedule import KINDS
 from soak.world import World
@@ -56,16 +56,18 @@ def table(played: dict[str, int], backs: Iterable[Back]) -> Iterator[str]:
 def summary(world: World) -> Iterator[str]:
     """Yield lines about the whole run."""
     units = world.units
-    missed = sorted(ALL.keys() - {name for _, name in world.met})
-    met = len(ALL) - len(missed)
+    catalogue = {*anything(), *below()}
+    missed = sorted(catalogue - {name for _, name in world.met})
+    met = len(catalogue) - len(missed)
     yield ""
-    yield f"faults of the catalogue met: {met} of {len(ALL)}, in {world.met.total()} exchanges"
+    yield f"faults of the catalogue met: {met} of {len(catalogue)}, in {world.met.total()} exchanges"
     if missed:
         yield f"not met: {', '.join(missed)}"
     if unplayed := [kind for kind in KINDS if kind not in world.played]:
         yield f"not played: {', '.join(unplayed)}"
     requests = sum(
-        world.registry.count(operation)
+        front.count(operation)
+        for front in world.fronts
         for operation in ("register", "heartbeat", "list", "deregister")
     )
     yield f"requests: {requests} to the registry, {sum(unit.service.count() for unit in units)} probes"

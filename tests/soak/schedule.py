@@ -14,20 +14,25 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from kit.peers.registry import DIALECTS
-from soak.catalogue import (
-    RETRY_LATER,
-    RETRY_SOON,
-    anything,
-    failing,
-    failing_or_slow,
-    hollow,
-    unhealthy,
-    useless,
-)
+from kit.peers.server import CONNECT
+from soak.catalogue import RETRY_SOON, anything, below, failing, failing_or_slow, hollow, unhealthy
 
 WITHOUT_OUTAGE = 2  # every so many rounds
-STRETCH = 7  # intervals that such a round takes about
+STRETCH = 10  # intervals that such a round takes about
 MIXED = 0.4  # how often an agent has an episode of its own during an outage
+
+
+# Agents of these traits take turns.
+PLAIN = "plain"
+TLS = "TLS"  # speaks it with registry and service
+SLOW = "slow"  # has a longer interval than the slices of a second in which the agent waits
+TRAITS = (PLAIN, TLS, SLOW)
+SLOWER = 3  # times
+
+
+def trait(agent: int) -> str:
+    """Return the trait of the agent with this number."""
+    return TRAITS[agent % len(TRAITS)]
 
 
 class Kind(NamedTuple):
@@ -43,48 +48,49 @@ class Kind(NamedTuple):
     faults: Callable[[], Collection[str]] = tuple
     keeps: bool = False
     back: float = 1.0  # the agent is back within so many, beside the deadlines of its requests
+    traits: tuple[str, ...] = (PLAIN, TLS)  # of the agents that meet it
 
 
 # Within an interval a fault is met, and within another one, at the end of the TTL, it shows its harm.
 MET, ONE = 1.2, 2.5
 TWO_PROBES = 2.5  # intervals for the way back of a service that was down, and their deadlines
-A_LOOK = (10, 12)  # intervals in which an agent looks at the list
 AGENT_KINDS: Mapping[str, Kind] = {
     # One fault, which never costs the record.
     "one heartbeat fails": Kind(6, ONE, ONE, ("heartbeat",), failing_or_slow, keeps=True),
-    "one heartbeat is asked to wait": Kind(
-        2, ONE, ONE, ("heartbeat",), RETRY_LATER.copy, keeps=True
-    ),
     "one probe fails": Kind(4, ONE, ONE, ("health",), anything, keeps=True),
     "the list fails": Kind(1, 0, 0, ("list",), anything, keeps=True),
     # Nor do these, though they last.
-    "the list is useless, registrations fail": Kind(1, *A_LOOK, ("list",), useless, keeps=True),
-    "new version, registrations fail": Kind(1, MET, 4, ("register",), failing, keeps=True),
     "first address dead": Kind(
         2, 3, 5, ("registry", "service", "registry and service"), keeps=True
     ),
     "log not read": Kind(1, 4, 7, keeps=True),
-    "host suspended": Kind(1, ONE, ONE, keeps=True),
+    "one probe's TLS fails": Kind(6, ONE, ONE, (CONNECT,), below, keeps=True, traits=(TLS,)),
+    "probe headers renewed": Kind(2, ONE, ONE, keeps=True),
+    "authority and certificates renewed": Kind(4, ONE, ONE, keeps=True, traits=(TLS,)),
     # The registry, as this agent alone sees it.
     "requests fail": Kind(3, MET, 4, ("heartbeat", "register", "*"), failing),
+    "the registry's TLS fails": Kind(6, MET, 3, (CONNECT,), below, traits=(TLS,)),
     "a website in its place": Kind(1, MET, 3, ("register", "*"), ["web page"].copy),
-    "heartbeats are asked to wait": Kind(1, MET, 5, ("heartbeat",), RETRY_LATER.copy),
     "registrations are asked to wait": Kind(2, MET, 3, ("register",), RETRY_SOON.copy),
     "hollow answers": Kind(5, MET, 3, ("heartbeat", "register", "*"), hollow),
     "record lost": Kind(2, 0, 0),
-    "record lost, heartbeats acknowledged": Kind(1, 0, 0, back=10),
     # The service.
     "service stopped": Kind(2, 0.2, 7, back=TWO_PROBES),
     "service paused": Kind(2, 0.2, 7, back=TWO_PROBES),
     "service unhealthy": Kind(1, 0.2, 7, back=TWO_PROBES),
     "service misbehaves": Kind(2, MET, 6, ("health",), unhealthy, back=TWO_PROBES),
-    "service flaps": Kind(1, MET, 6, back=TWO_PROBES),
     "service restarted with a new version": Kind(2, 0.05, 0.3, back=TWO_PROBES),
+    "service flaps": Kind(2, 4, 8, ("health",), unhealthy, back=TWO_PROBES),
+    "certificates renewed before their authority": Kind(
+        3, 0.2, 4, back=TWO_PROBES, traits=(TLS,)
+    ),
     # The agent itself. The TTL is two intervals.
-    "agent frozen": Kind(2, 0.2, 1.8),
-    "agent frozen beyond the TTL": Kind(2, 2.2, 6, back=0),
-    "agent killed": Kind(2, 0.1, 3),
+    "agent frozen": Kind(2, 0.2, 1.8, traits=(PLAIN, TLS, SLOW)),
+    "agent frozen beyond the TTL": Kind(3, 2.2, 3, back=0, traits=(PLAIN, TLS, SLOW)),
+    "agent's host suspended": Kind(2, 2.2, 6, back=0, traits=(PLAIN, TLS, SLOW)),
+    "agent killed": Kind(2, 0.1, 3, traits=(PLAIN, TLS, SLOW)),
     "agent stopped and started": Kind(2, 0.1, 2),
+    "agent stopped right after a new token": Kind(2, 0.1, 1),
 }
 REGISTRY_KINDS: Mapping[str, Kind] = {
     "registry stopped": Kind(3, 0.2, 6),
@@ -99,13 +105,15 @@ REGISTRY_KINDS: Mapping[str, Kind] = {
     "all records expired": Kind(1, 0, 0),
     "idle connections dropped": Kind(2, ONE, ONE, keeps=True),
     "no connection kept": Kind(1, ONE, ONE, keeps=True),
-    "token renewed": Kind(1, ONE, ONE, keeps=True),
     "rate limited": Kind(1, 1, 3),
     "token changed": Kind(1, 0.5, 3),
+    "token renewed": Kind(2, ONE, ONE, keeps=True),
+    "replicas without a store": Kind(2, 0, 0),
 }
 KINDS = {**AGENT_KINDS, **REGISTRY_KINDS}
-RESTARTS = ("agent killed", "agent stopped and started")
-ALONE = ("idle connections dropped", "no connection kept")  # outages that nothing else may disturb
+RESTARTS = ("agent killed", "agent stopped and started", "agent stopped right after a new token")
+QUIET = ("idle connections dropped", "no connection kept")  # not a warning comes of these outages
+ALONE = (*QUIET, "token renewed", "replicas without a store")  # nothing else may disturb these
 
 
 class Episode(NamedTuple):
@@ -139,14 +147,13 @@ def rounds(seed: int, agents: int, interval: float, only: Collection[str] = ()) 
     Agents with an even number are never restarted, so that their memory is seen over the whole time.
     """
     rng = random.Random(seed)
-    draw_kind = _drawer(rng, only, AGENT_KINDS)
-    draw_calmer = _drawer(rng, only, AGENT_KINDS, without=RESTARTS)
+    draw_kind = [_drawer(rng, only, _kinds_for(agent)) for agent in range(agents)]
     draw_outage = _drawer(rng, only, REGISTRY_KINDS)
-    if not (draw_kind or draw_outage):
+    if not (any(draw_kind) or draw_outage):
         raise ValueError(f"no kind of fault is left; there are: {', '.join(KINDS)}")
     played: collections.Counter[str] = collections.Counter()
 
-    def episode(kind: str) -> Episode:
+    def episode(kind: str, interval: float = interval) -> Episode:
         how = KINDS[kind]
         length = rng.uniform(how.shortest, how.longest) * interval
         operation = rng.choice(how.operations) if how.operations else ""
@@ -154,26 +161,38 @@ def rounds(seed: int, agents: int, interval: float, only: Collection[str] = ()) 
         played[fault] += 1
         return Episode(kind, rng.uniform(0, interval), length, operation, fault, rng.random() < 0.5)
 
-    def track(draw: Callable[[], str] | None, outage: Episode | None) -> Iterator[Episode]:
+    def track(agent: int, outage: Episode | None) -> Iterator[Episode]:
+        draw, own = draw_kind[agent], own_interval(agent, interval)
         if draw is None:
             return
         if outage:
             if rng.random() < MIXED and _goes_with(kind := draw(), outage.kind):
-                yield episode(kind)
+                yield episode(kind, own)
             return
         left = STRETCH * interval
         while left > 0:
-            drawn = episode(draw())
-            left -= drawn.start + drawn.length + interval
+            drawn = episode(draw(), own)
+            left -= drawn.start + drawn.length + own
             yield drawn
 
     for number in itertools.count(1):
-        has_outage = draw_outage and (number % WITHOUT_OUTAGE != 1 or not draw_kind)
+        has_outage = draw_outage and (number % WITHOUT_OUTAGE != 1 or not any(draw_kind))
         outage = episode(draw_outage()) if draw_outage and has_outage else None
-        tracks = tuple(
-            tuple(track(draw_kind if agent % 2 else draw_calmer, outage)) for agent in range(agents)
-        )
+        tracks = tuple(tuple(track(agent, outage)) for agent in range(agents))
         yield Round(number, rng.choice(DIALECTS), outage, tracks, rng.uniform(0.2, 1.0) * interval)
+
+
+def own_interval(agent: int, interval: float) -> float:
+    """Return the HEARTBEAT_INTERVAL of the agent with this number."""
+    return SLOWER * interval if trait(agent) == SLOW else interval
+
+
+def _kinds_for(agent: int) -> Mapping[str, Kind]:
+    return {
+        name: kind
+        for name, kind in AGENT_KINDS.items()
+        if trait(agent) in kind.traits and (agent % 2 or name not in RESTARTS)
+    }
 
 
 def _goes_with(kind: str, outage: str) -> bool:
@@ -201,9 +220,8 @@ def _drawer(
     rng: random.Random,
     only: Collection[str],
     kinds: Mapping[str, Kind],
-    without: Collection[str] = (),
 ) -> Callable[[], str] | None:
     """Return what draws a kind, each as often as it weighs; None where none is left to draw."""
-    left = [kind for kind in kinds if kind not in without and (not only or kind in only)]
+    left = [kind for kind in kinds if not only or kind in only]
     cards = deck(rng, [kind for kind in left for _ in range(kinds[kind].weight)])
     return (lambda: next(cards)) if left else None

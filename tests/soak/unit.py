@@ -10,14 +10,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from kit.certificates import certificate
+from kit.peers.balancer import Balancer
 from kit.peers.faults import Fault
+from kit.peers.server import Answer, Request
 from kit.peers.service import ToyService
 from kit.sidecar import Sidecar
 from kit.stage import Stage
 from soak.invariants import Sample, Watch
+from soak.schedule import SLOW, TLS, trait
 
 if TYPE_CHECKING:
     from soak.world import World
@@ -26,6 +31,7 @@ ANY_OPERATION = "*"
 LIVE, DEAD = "127.0.0.1", "127.0.0.66"
 PAGE, ROOM = 4096, 65536  # bytes that a pipe holds: at least, and usually
 FILLER = "." * 63
+LONG = 900  # characters of a bearer token
 
 
 class Aim(NamedTuple):
@@ -35,6 +41,13 @@ class Aim(NamedTuple):
     name: str
     fault: Fault
     once: bool
+
+
+class Certificate(NamedTuple):
+    """The files of a certificate and of its key, and its authority's certificate."""
+
+    files: tuple[str, str]
+    authority: str
 
 
 class StallingSidecar(Sidecar):
@@ -77,29 +90,56 @@ class StallingSidecar(Sidecar):
         self.reading.set()
 
 
+class GuardedService(ToyService):
+    """A service that tells its health to those alone who show this bearer token, if one is set."""
+
+    bearer = ""
+
+    def answer(self, request: Request) -> Answer:
+        if self.bearer and request.headers["Authorization"] != f"Bearer {self.bearer}":
+            return Answer(401, {"detail": "Unauthorized"})
+        return super().answer(request)
+
+
 class Unit:
     """One agent with its service, and what is known of both.
 
-    It knows the registry by a name of its own, by which the registry knows it again, too.
+    It knows the registry by a name of its own, by which the registry knows it again, too; one that
+    speaks TLS has its own way to the registry, with a certificate for that name.
     """
 
     def __init__(self, number: int, world: World) -> None:
-        self.name = f"soak_{number}"
-        self.lock, self.registry = world.lock, world.registry
-        self.service = ToyService(version="1")
-        self.watch = Watch(world.times, version="1")
+        self.name, self.trait = f"soak_{number}", trait(number)
+        self.lock, self.world = world.lock, world
+        self.times = world.times.slower() if self.trait == SLOW else world.times
+        self.watch = Watch(self.times, version="1")
         self.hosts = {"service": "service", "registry": f"registry-{number}"}
+        self.home = Path(world.directory.name) / self.name
+        self.home.mkdir()
+        self.headers_file, self.ca_file = self.home / "headers", self.home / "ca.pem"
+        tls = self.make_certificates() if self.trait == TLS else {}
+        self.service = GuardedService(version="1", tls=tls["service"].files if tls else None)
+        self.new_bearer()
+        self.front = world.balancer
+        settings: dict[str, object] = {}
+        if tls:
+            self.trust(tls)
+            self.front = Balancer([world.registry], tls=tls["registry"].files)
+            settings["SERVICE_SCHEME"] = "https"
+            settings["SERVICE_CA_FILE"] = settings["REGISTRY_CA_FILE"] = self.ca_file
         self.sidecar = StallingSidecar(
             SERVICE_NAME=self.name,
             SERVICE_HOST=self.hosts["service"],
             SERVICE_PORT=self.service.port,
-            REGISTRY_URL=f"http://{self.hosts['registry']}:{self.registry.port}",
-            HEARTBEAT_INTERVAL=world.times.interval,
-            SERVICE_HEALTH_TIMEOUT=world.times.health_timeout,
-            SERVICE_HEALTH_RETRIES=world.times.retries,
-            REGISTRY_TIMEOUT=world.times.registry_timeout,
+            REGISTRY_URL=f"http{'s' if tls else ''}://{self.hosts['registry']}:{self.front.port}",
+            HEARTBEAT_INTERVAL=self.times.interval,
+            SERVICE_HEALTH_TIMEOUT=self.times.health_timeout,
+            SERVICE_HEALTH_RETRIES=self.times.retries,
+            SERVICE_HEALTH_HEADERS_FILE=self.headers_file,
+            REGISTRY_TIMEOUT=self.times.registry_timeout,
             REGISTRY_TOKEN_FILE=world.token_file,
             INITIAL_WAIT_TIMEOUT=86400,  # so that a dead service is never registered
+            **settings,
         )
         self.sidecar.script = [str(world.agent)]
         # With the schedule's seed for what it draws, a run repeats itself as far as clocks let it.
@@ -137,6 +177,10 @@ class Unit:
             }
         )
 
+    def until_due(self) -> float:
+        """Return the seconds until its next heartbeat, or until that would be, if it were sane."""
+        return (self.asked_at - time.monotonic()) % self.times.interval
+
     def freeze(self) -> None:
         self.frozen = True
         self.sidecar.process.send_signal(signal.SIGSTOP)
@@ -147,10 +191,31 @@ class Unit:
         self.frozen = False
 
     def suspend(self, seconds: float) -> None:
-        """Let its host have been suspended for so long."""
+        """Let its host have been suspended for so long, while the registry's clock went on."""
         self.ahead += seconds
         self.stage.set(ahead=self.ahead)
+        self.world.registry.expire(self.name)
         self.awake_at = time.monotonic()
+
+    def new_bearer(self) -> None:
+        """Let the service ask for another bearer token, which the agent finds in its file."""
+        bearer = f"{self.world.new_secret()}-{'x' * LONG}"
+        write(self.headers_file, f"Authorization: Bearer {bearer}\n")
+        self.service.bearer = bearer
+
+    def make_certificates(self) -> dict[str, Certificate]:
+        """Return a new certificate for each of the two peers, of a new authority."""
+        made = {peer: certificate(self.home, host) for peer, host in self.hosts.items()}
+        return {peer: Certificate(files, Path(ca).read_text()) for peer, (files, ca) in made.items()}
+
+    def show(self, certificates: Mapping[str, Certificate]) -> None:
+        """Let the peers show these to whoever connects."""
+        self.service.certify(certificates["service"].files)
+        self.front.certify(certificates["registry"].files)
+
+    def trust(self, certificates: Mapping[str, Certificate]) -> None:
+        """Let the agent trust their authorities."""
+        write(self.ca_file, "".join(each.authority for each in certificates.values()))
 
     def reap(self, timeout: float) -> int:
         """Wait for the process to end; return its exit code. Raises TimeoutExpired."""
@@ -174,7 +239,8 @@ class Unit:
             self.sidecar.close()
         else:
             self.sidecar.directory.cleanup()
-        self.service.stop()
+        for peer in (self.service, self.front):
+            peer.stop()
 
     def leave(self) -> None:
         """Note that the process is about to end, and may."""
@@ -201,3 +267,10 @@ class Unit:
             self.aims[:] = [
                 aim for aim in self.aims if aim.name != name and aim.operation != operation
             ]
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file in one step, as a mounted secret is renewed."""
+    draft = path.with_suffix(".new")
+    draft.write_text(text)
+    draft.replace(path)

@@ -20,15 +20,16 @@ from typing import NamedTuple, Self
 
 import psutil
 
+from kit.peers.balancer import Balancer
 from kit.peers.dead import dead_port
 from kit.peers.registry import Registry
 from kit.peers.server import Exchange, Request
 from kit.sidecar import AGENT, STOP_PROMISE, odd_lines
 from soak.catalogue import retry_after
 from soak.invariants import FLOOD, LATE, Sample, Times, about_registry, dropped, flooded, resources
-from soak.plays import ACKNOWLEDGED, Plays
-from soak.schedule import ALONE, KINDS, Episode, Round
-from soak.unit import ANY_OPERATION, DEAD, Aim, Unit
+from soak.plays import Plays
+from soak.schedule import KINDS, QUIET, Episode, Round
+from soak.unit import ANY_OPERATION, DEAD, Aim, Unit, write
 
 LOOK_EVERY = 0.02  # seconds
 CHECK_EVERY = 10  # looks, for health and lateness
@@ -70,8 +71,8 @@ class World:
         self.clock = self.healthcheck.get("clock", time.monotonic)
         self.directory = tempfile.TemporaryDirectory(prefix="soak-")
         self.token_file = Path(self.directory.name) / "token"
-        self._tokens = itertools.count(1)
-        token = self.new_token()
+        self._secrets = itertools.count(1)
+        token = self.new_secret()
         self.hand_out(token)
         self.registry = Registry(
             ttl=times.ttl,
@@ -80,9 +81,13 @@ class World:
             hang_delay=times.interval,
             retry_after=1,
         )
+        self.balancer = Balancer([self.registry])  # there is but one replica, usually
         self.lock = threading.RLock()
         self.units = [Unit(number, self) for number in range(agents)]
+        self.registry.ttls = {unit.name: unit.times.ttl for unit in self.units}
         self.hosts = {unit.hosts["registry"]: unit for unit in self.units}
+        # All that agents take for the registry.
+        self.fronts = list(dict.fromkeys([self.balancer, *(unit.front for unit in self.units)]))
         self.dead_ports = contextlib.ExitStack()
         self.plays = Plays(self)
         self.violations: list[Violation] = []
@@ -105,9 +110,10 @@ class World:
         return self
 
     def _start(self) -> None:
-        self.registry.play(ANY_OPERATION, self._meet, times=None)
-        self.registry.start()
-        for peer in (self.registry, *(unit.service for unit in self.units)):
+        for front in self.fronts:
+            front.play(ANY_OPERATION, self._meet, times=None)
+            front.start()
+        for peer in (*self.fronts, *(unit.service for unit in self.units)):
             self.dead_ports.enter_context(dead_port(DEAD, peer.port))
         for unit in self.units:
             unit.service.start()
@@ -123,18 +129,16 @@ class World:
         for unit in self.units:
             unit.clear_away()
         self.dead_ports.close()
-        self.registry.stop()
+        self.balancer.stop()
         self.directory.cleanup()
 
-    def new_token(self) -> str:
+    def new_secret(self) -> str:
         """Return a token that was never used."""
-        return f"{SECRET}-{next(self._tokens)}"
+        return f"{SECRET}-{next(self._secrets)}"
 
     def hand_out(self, token: str) -> None:
-        """Write the token file, in one step."""
-        draft = self.token_file.with_suffix(".new")
-        draft.write_text(token)
-        draft.replace(self.token_file)
+        """Give all agents this token for the registry."""
+        write(self.token_file, token)
 
     def violation(self, unit: Unit | None, what: str) -> None:
         """Note what does not hold."""
@@ -243,8 +247,8 @@ class World:
         except OSError as error:
             self.violation(unit, f"no heartbeat file: {error.strerror}")
             return
-        late = unit.watch.late.since(now - self.times.interval)
-        well, sentence = self.healthcheck["judge"](line, self.clock() - late)
+        late = unit.watch.late.since(now - unit.times.interval)
+        well, sentence = self.healthcheck["judge"](line, self.clock() + unit.ahead - late)
         if not well:
             self.violation(unit, f"the health check says: {sentence}")
             unit.awake_at = now  # once is enough
@@ -271,9 +275,9 @@ class World:
             if SECRET in line:
                 self.violation(unit, "the token is in the log")
             if (
-                self.outage in ALONE
+                self.outage in QUIET
                 and FAULTY.search(line)
-                and unit.watch.late.since(at - self.times.ttl) < LATE
+                and unit.watch.late.since(at - unit.times.ttl) < LATE
             ):
                 self.violation(unit, f"a dropped connection costs a warning: {line}")
 
@@ -281,7 +285,8 @@ class World:
 
     def play(self, this: Round, until: float = math.inf) -> None:
         """Play a round, and wait until everybody is back, or should be. No episode begins after `until` (monotonic)."""
-        self.registry.dialect = this.dialect
+        for replica in self.plays.replicas:
+            replica.dialect = this.dialect
         tracks: list[tuple[Unit | None, tuple[Episode, ...]]] = list(
             zip(self.units, this.tracks, strict=True)
         )
@@ -331,7 +336,6 @@ class World:
             else:
                 self.outage = episode.kind
             for each in concerned:
-                each.unaim_all(name=ACKNOWLEDGED)
                 each.events += 1  # its end
                 each.watch.disturb(episode.kind, how.keeps)
         plays = self.plays
@@ -340,13 +344,10 @@ class World:
             if unit
             else plays.on_registry[episode.kind](episode)
         )
-        next(play)
-        if episode.length:
-            yield episode.length
-        next(play, None)
+        yield from play
         with self.lock:
             for each in concerned:
-                each.watch.restore(episode.kind, time.monotonic(), how.back * self.times.interval)
+                each.watch.restore(episode.kind, time.monotonic(), how.back * each.times.interval)
             if not unit:
                 self.outage = ""
 
@@ -376,7 +377,8 @@ class World:
             unit.doing.append("the end of the soak")
             if unit.running:
                 line = self.healthcheck["read"](str(unit.sidecar.heartbeat_file))
-                ready, sentence = self.healthcheck["judge"](line, self.clock(), ready=True)
+                now = self.clock() + unit.ahead
+                ready, sentence = self.healthcheck["judge"](line, now, ready=True)
                 if not unit.watch.waiting and not ready:
                     self.violation(unit, f"healthcheck.py --ready at the end: {sentence}")
                 with self.lock:
@@ -387,7 +389,7 @@ class World:
             for number, life in enumerate(unit.lives, 1):
                 for wrong in resources(life):
                     self.violation(unit, f"life {number}: {wrong}")
-            window = 5 * self.times.interval
+            window = 5 * unit.times.interval
             if (most := flooded(unit.sidecar.times, window)) > FLOOD:
                 self.violation(unit, f"{most} lines of log within {window:g} s")
             lines = about_registry(unit.sidecar.lines) + dropped(unit.sidecar.lines)

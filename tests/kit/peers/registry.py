@@ -70,7 +70,7 @@ class Registry(Peer):
     hang_delay, how long a failing and a hanging store takes to give its 500 and 504; blackout, how long nginx
     answers 502 after a handful of 500 from GET /services/{name}; limits, {operation: (number, seconds)},
     answers 429 beyond; retry_after, the header of these 429; replica_of, another registry with which it shares
-    the store; clock, monotonic seconds.
+    the store; clock, monotonic seconds. The attribute ttls has the names whose TTL is another.
     """
 
     settings = (
@@ -99,6 +99,7 @@ class Registry(Peer):
     ) -> None:
         super().__init__(host, port, **options)
         self.ttl = ttl
+        self.ttls: dict[str, float] = {}
         self.token = token
         self.linger = linger
         self.failing_delay = failing_delay
@@ -242,7 +243,7 @@ class Registry(Peer):
             return refused
         name, endpoint, health_endpoint, metadata = (request.json()[key] for key in FIELDS["register"])
         now = time.time()
-        record = _Record(name, endpoint, health_endpoint, metadata, now, now, self.clock() + self.ttl)
+        record = _Record(name, endpoint, health_endpoint, metadata, now, now, self._expiry(name))
         (self._records if self.store == "up" else self._memory)[name] = record
         self._own.add(name)
         message = "Service registered successfully"
@@ -263,7 +264,7 @@ class Registry(Peer):
             record = self._live(name)
             if record is None:
                 return self._error("heartbeat", 404, f"Service '{name}' not registered")
-            record.last_heartbeat, record.expires = time.time(), self.clock() + self.ttl
+            record.last_heartbeat, record.expires = time.time(), self._expiry(name)
         return Answer(200, {"message": "Heartbeat received", "service_name": name})
 
     def _deregister(self, request: Request) -> Answer:
@@ -392,6 +393,9 @@ class Registry(Peer):
             return Answer(status, {"detail": why}, delay=delay)
         why = f"401: {why}" if status == 401 else why
         return Answer(500, {"detail": f"{FAILURES[operation]}: {why}"}, delay=delay)
+
+    def _expiry(self, name: str) -> float:
+        return self.clock() + self.ttls.get(name, self.ttl)
 
     def _live(self, name: str) -> _Record | None:
         record = self._records.get(name)
