@@ -52,7 +52,6 @@ class Promises:
         self.accepted_at = -math.inf  # when it sent the last request that it knows to be accepted
         self.registered = False  # a registration was accepted
         self.doubts = False  # it was told, at least once, that there is no record
-        self.missed = False  # by a look, and nothing was accepted since
         self.gives_up = False  # there is no record any more, as far as it knows
         self.failed_registrations = 0  # in a row
         self.asked_until = -math.inf  # as a Retry-After asks for, which the agent may heed
@@ -229,7 +228,7 @@ class Promises:
     def accepted(self, what: str, sent_at: float) -> None:
         """Note that the agent is told that a registration or a heartbeat is accepted."""
         self.accepted_at = sent_at
-        self.failed_registrations, self.gives_up, self.missed = 0, False, False
+        self.failed_registrations, self.gives_up = 0, False
         self.asked_until = self.wait_until = -math.inf
         self.beats += 1
         if not self.seen:
@@ -241,7 +240,7 @@ class Promises:
 
         After a look it does where nothing has made it doubt before.
         """
-        self.gives_up, self.missed = self.gives_up or not by_look, self.missed or by_look
+        self.gives_up = self.gives_up or not by_look
         self.excused = self.excused or (self.gives_up and self.now < self.asked_until)
         if not self.failures and self.takes_registrations and not (by_look and self.doubts):
             self.due_by = min(self.due_by, self.now + 1)
@@ -254,9 +253,6 @@ class Promises:
         if what == "register":
             self.failed_registrations += 1
             self.wait_until = self.now + wait if no_record else self.wait_until
-        else:
-            self.wait_until = -math.inf  # the heartbeat's answer decides
-        no_record = no_record or self.missed
         if what == "register" or no_record:
             self.asked_until = self.now + wait
         self.excused = self.excused or (no_record and wait > 0)
