@@ -1903,7 +1903,7 @@ class Answer(NamedTuple):
     def proof(self) -> str:
         """What went wrong for certain, as above, or "": no more than the bytes say."""
         failure = self.failure
-        if self.status == 400 and b"HTTPS" in self.body:
+        if self.status == 400 and b"HTTPS" in self.body and not self.secure:
             return TLS_THERE
         if self.status == 400 and b"SSL certificate" in self.body:
             return CLIENT_UNKNOWN
@@ -1999,7 +1999,7 @@ def say_tls(error: ssl.SSLError) -> str:
     reason = error.reason or ""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate refused: {error.verify_message}"
-    if isinstance(error, ssl.SSLEOFError):
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return "connection closed in the middle of TLS"
     # None is sent, so what the peer says of certificates is that it misses one.
     if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
