@@ -18,7 +18,7 @@ from kit.peers.server import CONNECT
 from soak.catalogue import RETRY_SOON, anything, below, failing, failing_or_slow, hollow, unhealthy
 
 WITHOUT_OUTAGE = 2  # every so many rounds
-STRETCH = 10  # intervals that such a round takes about
+STRETCH = 8  # intervals that such a round takes about
 MIXED = 0.4  # how often an agent has an episode of its own during an outage
 
 
@@ -86,7 +86,7 @@ AGENT_KINDS: Mapping[str, Kind] = {
     ),
     # The agent itself. The TTL is two intervals.
     "agent frozen": Kind(2, 0.2, 1.8, traits=(PLAIN, TLS, SLOW)),
-    "agent frozen beyond the TTL": Kind(3, 2.2, 3, back=0, traits=(PLAIN, TLS, SLOW)),
+    "agent frozen beyond the TTL": Kind(3, 2.1, 2.5, back=0, traits=(PLAIN, TLS, SLOW)),
     "agent's host suspended": Kind(2, 2.2, 6, back=0, traits=(PLAIN, TLS, SLOW)),
     "agent killed": Kind(2, 0.1, 3, traits=(PLAIN, TLS, SLOW)),
     "agent stopped and started": Kind(2, 0.1, 2),
@@ -153,9 +153,9 @@ def rounds(seed: int, agents: int, interval: float, only: Collection[str] = ()) 
         raise ValueError(f"no kind of fault is left; there are: {', '.join(KINDS)}")
     played: collections.Counter[str] = collections.Counter()
 
-    def episode(kind: str, interval: float = interval) -> Episode:
+    def episode(kind: str, own: float = interval) -> Episode:
         how = KINDS[kind]
-        length = rng.uniform(how.shortest, how.longest) * interval
+        length = rng.uniform(how.shortest, how.longest) * own
         operation = rng.choice(how.operations) if how.operations else ""
         fault = rarest(rng, how.faults(), played) if how.faults() else ""
         played[fault] += 1

@@ -241,8 +241,8 @@ FAULTS = {
         "the health file is",
     ),
     "the TTL is reckoned from the answer": Fault(
-        "            self.accepted_at = now\n",
-        "            self.accepted_at = now = self.clock()\n",
+        "self.accepted_at, self.lost = now, False",
+        "self.accepted_at, self.lost = self.clock(), False",
         "ready for longer",
     ),
     "a backoff that does not grow": Fault(

@@ -502,7 +502,9 @@ class Forger(Session):
 
 
 @factory
-def tls_forged(exchange: Exchange, kind: int = DATA, content: bytes = b"", version: int = V13) -> None:
+def tls_forged(
+    exchange: Exchange, kind: int = DATA, content: bytes = b"", version: int = V13
+) -> None:
     """After the headers of an answer, sealed records with this in them, without an end."""
     forger = Forger(exchange, ssl.TLSVersion(version))
     forger.below.send(forger.seal(DATA, OPEN_BODY))
