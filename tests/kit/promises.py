@@ -254,7 +254,7 @@ class Promises:
             self.failed_registrations += 1
             self.wait_until = self.now + wait if no_record else self.wait_until
         if what == "register" or no_record:
-            self.asked_until = self.now + wait
+            self.asked_until = max(self.asked_until, self.now + wait)
         self.excused = self.excused or (no_record and wait > 0)
         self.goes_on()
 
