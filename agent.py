@@ -1535,8 +1535,11 @@ class NamedFile(Generic[T]):
         secrets: Callable[[T], Iterable[str]],
         value: T,
     ) -> None:
-        """Args: the setting; its file, or "" where none is named, and the value is all there is;
-        what reads the file; what in a value has to stay out of the log; the value before."""
+        """Read nothing yet.
+
+        Args: the setting; its file, or "" where none is named, and the value is all there is;
+        what reads the file; what in a value has to stay out of the log; the value before.
+        """
         self.name, self.path, self.read, self.secrets = name, path, read, secrets
         self.value = value
         # What the file was like when it was read, and when that failed.

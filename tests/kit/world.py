@@ -379,8 +379,6 @@ class World:
             promises.not_known(by_look=False)
             return module.Answer(404, meaning=module.LOST)
         wait = RETRY_AFTER if outcome == "asked to wait" else 0
-        if what == "heartbeat":
-            promises.wait_until = -math.inf  # of two failures in a row the heartbeat's counts
         if not self.forced:
             promises.failed(what, wait)
         if outcome in ("late", "lost"):
