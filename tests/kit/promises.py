@@ -4,8 +4,6 @@ Nothing here waits or asks a clock: a model of the agent's surroundings (kit.wor
 happens. The bounds are those of the README, for an agent that computes in no time.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
