@@ -459,7 +459,7 @@ class Record:
         elif answer.meaning == LOST:
             self.lost = True
             self.note_loss(answer, max(self.doubt, 1))
-        return failed if failed and answer.meaning == LOST else answer
+        return failed if failed and self.lost else answer
 
     def retry_wait(self, failures: int, answer: Answer) -> float:
         """Note that a slot's heartbeat has failed so often; return the seconds until the next."""
@@ -1535,8 +1535,11 @@ class NamedFile(Generic[T]):
         secrets: Callable[[T], Iterable[str]],
         value: T,
     ) -> None:
-        """Args: the setting; its file, or "" where none is named, and the value is all there is;
-        what reads the file; what in a value has to stay out of the log; the value before."""
+        """Read nothing yet.
+
+        Args: the setting; its file, or "" where none is named, and the value is all there is;
+        what reads the file; what in a value has to stay out of the log; the value before.
+        """
         self.name, self.path, self.read, self.secrets = name, path, read, secrets
         self.value = value
         # What the file was like when it was read, and when that failed.
@@ -1903,7 +1906,7 @@ class Answer(NamedTuple):
     def proof(self) -> str:
         """What went wrong for certain, as above, or "": no more than the bytes say."""
         failure = self.failure
-        if self.status == 400 and b"HTTPS" in self.body:
+        if self.status == 400 and b"HTTPS" in self.body and not self.secure:
             return TLS_THERE
         if self.status == 400 and b"SSL certificate" in self.body:
             return CLIENT_UNKNOWN
@@ -1999,7 +2002,7 @@ def say_tls(error: ssl.SSLError) -> str:
     reason = error.reason or ""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate refused: {error.verify_message}"
-    if isinstance(error, ssl.SSLEOFError):
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return "connection closed in the middle of TLS"
     # None is sent, so what the peer says of certificates is that it misses one.
     if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):

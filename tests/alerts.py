@@ -1,12 +1,15 @@
-"""Tries the guide's alert rules under a real Prometheus: each fires in the situation that it is for, and only there.
+"""Tries the guide's alert rules under a real Prometheus.
+
+Each fires in the situation that it is for, and only there.
 
     PYTHONPATH=tests python -m alerts --scale 10
 
-For each situation there is a fleet of real agents with the guide's interval, three replicas of the embedded registry
-behind a balancer, and a Prometheus that scrapes each replica. All fleets are left alone for five minutes, in which no
-rule may fire; then each meets its situation, and is watched for nine minutes more. All on loopback. `--scale 10`
-divides all times by ten, those in the rules as well. The exit code is 1 where another set of rules has fired than
-is expected. Needs `prometheus` on the PATH (Debian has it: apt-get install prometheus).
+For each situation there is a fleet of real agents with the guide's interval, three replicas of the
+embedded registry behind a balancer, and a Prometheus that scrapes each replica. All fleets are left
+alone for five minutes, in which no rule may fire; then each meets its situation, and is watched for
+nine minutes more. All on loopback. `--scale 10` divides all times by ten, those in the rules as
+well. The exit code is 1 where another set of rules has fired than is expected. Needs `prometheus`
+on the PATH (Debian has it: apt-get install prometheus).
 """
 
 import argparse
@@ -130,7 +133,8 @@ class Fleet:
         with (self.directory / "log").open("wb") as log:
             return subprocess.Popen(
                 ["prometheus", f"--config.file={self.directory}/prometheus.yml",
-                 f"--storage.tsdb.path={self.directory}/data", f"--web.listen-address=127.0.0.1:{self.port}"],
+                 f"--storage.tsdb.path={self.directory}/data",
+                 f"--web.listen-address=127.0.0.1:{self.port}"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
@@ -214,7 +218,8 @@ def run(fleet: Fleet, begin: threading.Barrier) -> set[str]:
         begin.wait(START)
         fleet.watch(QUIET, lambda names, _: fleet.quiet.update(names))
         print(
-            f"{fleet.name}: before it, {', '.join(fleet.quiet) or 'silent'}; size {fleet.size():.1f}",
+            f"{fleet.name}: before it, {', '.join(fleet.quiet) or 'silent'};"
+            f" size {fleet.size():.1f}",
             flush=True,
         )
         SITUATIONS[fleet.name][0](fleet)

@@ -1,15 +1,16 @@
-"""The demo: the real agent next to a toy service, with the embedded registry, through everything it is made for.
+"""The demo.
 
-Each step shows what a user would look at: the agent's log, the record in the registry, the health line. It then
-checks the outcome in the registry itself. Exit code 0: everything worked; 1: something did not, and the last line says
-what; 128 + n: ended by signal n. Nothing is left behind in any case.
+The real agent next to a toy service, with the embedded registry, through everything it is made for.
+
+Each step shows what a user would look at: the agent's log, the record in the registry, the health
+line. It then checks the outcome in the registry itself. Exit code 0: everything worked; 1:
+something did not, and the last line says what; 128 + n: ended by signal n. Nothing is left behind
+in any case.
 
 With --consul the registry is a real Consul, where a `consul` is on the PATH.
 
 Needs an interpreter that has requests, for the agent; `sh tests/demo.sh` sees to that.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -80,7 +81,11 @@ class Screen:
         """Show a command as a user would type it, and what it says, if anything."""
         self.show(command, CYAN, start="  $ ", indent="      ")
         for line in output.splitlines():
-            self.show(line.lstrip(), start="    " + " " * (len(line) - len(line.lstrip())), indent="      ")
+            self.show(
+                line.lstrip(),
+                start="    " + " " * (len(line) - len(line.lstrip())),
+                indent="      ",
+            )
 
     def passed(self, text: str) -> None:
         self.show(text, GREEN, start="  ✓ ", indent="    ")
@@ -106,7 +111,10 @@ class Peer(Program):
     """A peer in a process of its own, which the demo asks."""
 
     def ask(self, method: str, path: str, payload: object = None) -> tuple[int, Any]:
-        """Send one request; return the status and the body, decoded where it is JSON. Raises StepError."""
+        """Send one request; return the status and the body, decoded where it is JSON.
+
+        Raises StepError.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request(method, path, None if payload is None else json.dumps(payload))
@@ -145,7 +153,9 @@ class Demo:
 
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
-        self.signals: list[int] = []  # those that came; looked at in every wait, so that nothing is left half done
+        self.signals: list[
+            int
+        ] = []  # those that came; looked at in every wait, so that nothing is left half done
         self.registry = Peer("registry")
         self.service = Peer("service")
         self.agent: Agent | None = None
@@ -160,7 +170,10 @@ class Demo:
             ("The service crashes, and returns with a new version", self.service_crashes),
             ("SIGTERM: the agent removes its record and exits", self.sigterm),
         )
-        self.screen.show(f"A TTL of {TTL:g} s and an interval of {INTERVAL:g} s stand for 60 s and 30 s.", start="")
+        self.screen.show(
+            f"A TTL of {TTL:g} s and an interval of {INTERVAL:g} s stand for 60 s and 30 s.",
+            start="",
+        )
         for number, (title, step) in enumerate(steps, 1):
             self.step = f"step {number} ({title})"
             self.screen.heading(f"{number}. {title}")
@@ -180,7 +193,9 @@ class Demo:
     def begins(self) -> None:
         self.registry.start(f"--ttl={TTL:g}")
         self.service.port = ToyService().port  # a free one
-        self.screen.show(f"The registry is at {self.registry.url}, the service will be at {self.service.url}.")
+        self.screen.show(
+            f"The registry is at {self.registry.url}, the service will be at {self.service.url}."
+        )
         agent = Agent(
             self.screen,
             HEARTBEAT_INTERVAL=f"{INTERVAL:g}",
@@ -189,7 +204,9 @@ class Demo:
         )
         self.agent = agent.start()
         self.wait_health(r"waiting for the service .*connection refused")
-        self.check(self.count("register") == 0, "the service is not up: nothing has been registered")
+        self.check(
+            self.count("register") == 0, "the service is not up: nothing has been registered"
+        )
 
         self.screen.show("Now the service starts.")
         self.service.start("--version=1.0.0")
@@ -198,7 +215,10 @@ class Demo:
             record["endpoint"] == self.service.url and record["metadata"].get("version") == "1.0.0",
             "the service is up and registered, with its address and its version",
         )
-        self.wait("heartbeats keep the record alive", lambda: self.count("heartbeat") > 1 and self.is_refreshed())
+        self.wait(
+            "heartbeats keep the record alive",
+            lambda: self.count("heartbeat") > 1 and self.is_refreshed(),
+        )
         self.show_record()
         self.wait_health(r"^registered, last heartbeat")
         self.screen.passed(f"heartbeats keep the record alive: {self.REFRESHED}")
@@ -208,18 +228,26 @@ class Demo:
         refused = self.refused_heartbeats()
         began = time.monotonic()
         self.forget()
-        self.wait("the record is back", lambda: (self.record() or {}).get("registered_at", 0) > registered_at)
+        self.wait(
+            "the record is back",
+            lambda: (self.record() or {}).get("registered_at", 0) > registered_at,
+        )
         seconds = time.monotonic() - began
         self.show_record()
         refused = self.refused_heartbeats() - refused
         # More than one and one for a slow look would mean that it came back for another reason.
-        self.check(1 <= refused <= 2, f"the first refused heartbeat brought the record back, after {seconds:.1f} s")
+        self.check(
+            1 <= refused <= 2,
+            f"the first refused heartbeat brought the record back, after {seconds:.1f} s",
+        )
 
     def registry_is_gone(self) -> None:
         self.registry.kill()
         self.screen.show("The registry's process has been killed.")
         self.wait_health(r"registry unreachable .*attempt ([4-9]|\d\d)")
-        self.screen.passed("the sidecar itself stays healthy, so that nothing restarts it, and keeps trying")
+        self.screen.passed(
+            "the sidecar itself stays healthy, so that nothing restarts it, and keeps trying"
+        )
 
         began = time.monotonic()
         self.registry.start(f"--ttl={TTL:g}")
@@ -227,7 +255,10 @@ class Demo:
         self.wait("the record is back", self.record)
         seconds = time.monotonic() - began
         self.wait_health(r"^registered, last heartbeat")
-        self.check(self.count("register") > 0, f"registered again, {seconds:.1f} s after the registry started")
+        self.check(
+            self.count("register") > 0,
+            f"registered again, {seconds:.1f} s after the registry started",
+        )
 
     def service_crashes(self) -> None:
         self.service.kill()
@@ -238,7 +269,8 @@ class Demo:
         self.show_record()
         self.check(
             self.count("heartbeat") == heartbeats and self.count("deregister") == 0,
-            f"no heartbeat for a dead service: its record has expired, {TTL:g} s after the last one",
+            f"no heartbeat for a dead service: its record has expired,"
+            f" {TTL:g} s after the last one",
         )
 
         began = time.monotonic()
@@ -258,13 +290,22 @@ class Demo:
         self.screen.command(f"kill -TERM {self.agent.process.pid}")
         code, seconds = self.agent.stop()
         self.show_record()
-        self.check(self.record() is None and self.count("deregister") == 1, "deregistered: the record is gone at once")
-        self.check(code == 0 and seconds < STOP_PROMISE, f"the agent exited with code {code} after {seconds:.1f} s")
+        self.check(
+            self.record() is None and self.count("deregister") == 1,
+            "deregistered: the record is gone at once",
+        )
+        self.check(
+            code == 0 and seconds < STOP_PROMISE,
+            f"the agent exited with code {code} after {seconds:.1f} s",
+        )
 
     # -- looking and judging
 
     def wait(self, what: str, is_so: Callable[[], T]) -> T:
-        """Return is_so() once it is true. Raises StepError when it takes too long, KeyboardInterrupt after a signal."""
+        """Return is_so() once it is true.
+
+        Raises StepError when it takes too long, KeyboardInterrupt after a signal.
+        """
 
         def look() -> T:
             self.stop_at_signal()
@@ -324,7 +365,9 @@ class Demo:
     def show_record(self) -> None:
         """Show what the registry answers to those who ask for the service, one field a line."""
         _, body = self.registry.ask("GET", f"/services/{NAME}")
-        fields = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items())
+        fields = ",\n".join(
+            f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items()
+        )
         self.screen.command(f"curl {self.registry.url}/services/{NAME}", f"{{\n{fields}\n}}")
 
     def count(self, operation: str) -> int:
@@ -342,7 +385,11 @@ class ConsulDemo(Demo):
     """The same story with Consul. It counts no requests, so the agent's log does."""
 
     REFRESHED = "it has passed for longer than its TTL"
-    COUNTED: ClassVar = {"register": "registered succ", "heartbeat": "Heartbeat acc", "deregister": "deregistered$"}
+    COUNTED: ClassVar = {
+        "register": "registered succ",
+        "heartbeat": "Heartbeat acc",
+        "deregister": "deregistered$",
+    }
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(screen)
@@ -373,7 +420,11 @@ class ConsulDemo(Demo):
         return self.count("heartbeat") > TTL / INTERVAL + 1 and self.record() is not None
 
     def show_record(self) -> None:
-        shown = {key: value for key, value in self.found().items() if key in ("ID", "Address", "Port", "Meta")}
+        shown = {
+            key: value
+            for key, value in self.found().items()
+            if key in ("ID", "Address", "Port", "Meta")
+        }
         lines = json.dumps([shown] if shown else [], indent=2)
         self.screen.command(f"curl '{self.registry.url}/v1/health/service/{NAME}?passing'", lines)
 
@@ -402,7 +453,9 @@ def main() -> int:
             demo.run()
     except KeyboardInterrupt:
         return 128 + demo.signals[0]
-    except BrokenPipeError:  # the reader of the output has gone, and Python's last flush must not complain
+    except (
+        BrokenPipeError
+    ):  # the reader of the output has gone, and Python's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except (StepError, ProgramError, AssertionError, subprocess.SubprocessError) as error:

@@ -28,6 +28,7 @@ esac
 
 echo "Lint and types"
 "$python" -m ruff check .
+"$python" -m ruff format --check .
 find . -name .venv -prune -o -name '*.sh' -print0 | xargs -0 "$venv/bin/shellcheck" -x .ci/run
 "$python" -m mypy agent.py healthcheck.py docker/*.py tests
 

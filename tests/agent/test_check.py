@@ -1,6 +1,7 @@
-"""What the command line asks for: --check looks at all and changes nothing, --version, --help; else the usage."""
+"""What the command line asks for.
 
-from __future__ import annotations
+--check looks at all and changes nothing, --version, --help; else the usage.
+"""
 
 import json
 import re
@@ -22,7 +23,10 @@ NOWHERE = "no-such-host.invalid"
 
 
 class Place:
-    """A healthy service, a registry, and the settings for both; `check` runs `agent.py --check` with them."""
+    """A healthy service, a registry, and the settings for both.
+
+    `check` runs `agent.py --check` with them.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.service, self.registry = ToyService(), Registry()
@@ -41,7 +45,10 @@ class Place:
         return run_agent(self.settings | settings, "--check")
 
     def check(self, code: int, **settings: object) -> list[str]:
-        """Return the lines that it prints. Whatever it finds, it must leave everything as it was."""
+        """Return the lines that it prints.
+
+        Whatever it finds, it must leave everything as it was.
+        """
         done = self.look(**settings)
         assert done.returncode == code, done.stdout
         asked = [(request.operation, request.body) for request in self.registry.requests]
@@ -100,9 +107,16 @@ def test_the_service_is_down(place: Place) -> None:
     [
         (["status", 404], "404: .*; set SERVICE_HEALTH_ENDPOINT to its health check"),
         ("status_301", "301, a redirect to .*; set SERVICE_HEALTH_ENDPOINT to its health check"),
-        (["status", 401], "401: .*; set SERVICE_HEALTH_HEADERS_FILE to a file with the headers that it wants"),
+        (
+            ["status", 401],
+            "401: .*; set SERVICE_HEALTH_HEADERS_FILE to a file with the headers that it wants",
+        ),
         (["status", 503], "503: .*; it answers, but says that it is not healthy: see its own log"),
-        ("hang", "no answer within 0.5 s; is it slow, or the address wrong\\? Set SERVICE_HEALTH_TIMEOUT or .*_PORT"),
+        (
+            "hang",
+            "no answer within 0.5 s; is it slow, or the address wrong\\?"
+            " Set SERVICE_HEALTH_TIMEOUT or .*_PORT",
+        ),
     ],
 )
 def test_a_probe_that_fails_says_what_to_set(place: Place, fault: object, fix: str) -> None:
@@ -111,7 +125,9 @@ def test_a_probe_that_fails_says_what_to_set(place: Place, fault: object, fix: s
     assert re.fullmatch(f"http probe of {place.service.url}/health: not fine: {fix}", line), line
 
 
-def test_a_tls_port_without_tls_and_the_authority_that_is_missing(place: Place, tmp_path: Path) -> None:
+def test_a_tls_port_without_tls_and_the_authority_that_is_missing(
+    place: Place, tmp_path: Path
+) -> None:
     tls, ca_file = certificate(tmp_path, "127.0.0.1")
     with ToyService(tls=tls) as service:
         place.settings["SERVICE_PORT"] = service.port
@@ -126,13 +142,15 @@ def test_a_tls_port_without_tls_and_the_authority_that_is_missing(place: Place, 
 def test_the_registry_is_down_also_at_the_port_that_only_the_host_has(place: Place) -> None:
     place.registry.stop()
     line = faults(place.check(1))[0]
-    assert line.endswith(f"registry at {place.registry.url}: connection refused; is it up, and REGISTRY_URL right?")
+    assert line.endswith(
+        f"registry at {place.registry.url}: connection refused; is it up, and REGISTRY_URL right?"
+    )
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 8888)) == 0:
             pytest.skip("somebody listens on port 8888")
     line = faults(place.check(1, REGISTRY_URL="http://127.0.0.1:8888"))[0]
-    assert line.endswith("connection refused (8888 is its port on the host; inside its Docker network it is 80: "
-                         "check REGISTRY_URL)")  # fmt: skip
+    hint = "8888 is its port on the host; inside its Docker network it is 80: check REGISTRY_URL"
+    assert line.endswith(f"connection refused ({hint})")
 
 
 def test_a_web_page_in_place_of_the_registry(place: Place) -> None:
@@ -154,10 +172,14 @@ def test_each_name_that_does_not_resolve_is_told_and_nothing_is_asked_there(plac
 
 def test_health_elsewhere_is_asked_for_though_the_service_has_no_known_name(place: Place) -> None:
     url = f"http://ann:s3cret@127.0.0.1:{place.service.port}/health"
-    lines = place.check(1, SERVICE_HOST=NOWHERE, SERVICE_HEALTH_TIMEOUT=2, SERVICE_HEALTH_ENDPOINT=url)
+    lines = place.check(
+        1, SERVICE_HOST=NOWHERE, SERVICE_HEALTH_TIMEOUT=2, SERVICE_HEALTH_ENDPOINT=url
+    )
     assert f"http probe of http://***@127.0.0.1:{place.service.port}/health: fine" in lines
     place.service.stop()
-    assert faults(place.check(1, SERVICE_HEALTH_ENDPOINT=url))[0].endswith("Check SERVICE_HEALTH_ENDPOINT")
+    assert faults(place.check(1, SERVICE_HEALTH_ENDPOINT=url))[0].endswith(
+        "Check SERVICE_HEALTH_ENDPOINT"
+    )
 
 
 @pytest.mark.parametrize("check", ["tcp", "none"])
@@ -269,7 +291,9 @@ def test_bad_settings_are_all_told_and_nobody_is_asked(place: Place) -> None:
 
 def test_it_stops_at_ctrl_c(place: Place) -> None:
     place.service.play("health", "hang", times=FOREVER)
-    sidecar = Sidecar(place.registry, place.service, HEARTBEAT_INTERVAL=60, SERVICE_HEALTH_TIMEOUT=30)
+    sidecar = Sidecar(
+        place.registry, place.service, HEARTBEAT_INTERVAL=60, SERVICE_HEALTH_TIMEOUT=30
+    )
     sidecar.script.append("--check")
     with sidecar:
         wait_until(place.service.count)

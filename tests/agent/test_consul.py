@@ -1,6 +1,7 @@
-"""Consul behind the same states: against the real one where there is a `consul`, and against the embedded one."""
+"""Consul behind the same states.
 
-from __future__ import annotations
+Against the real one where there is a `consul`, and against the embedded one.
+"""
 
 import re
 import signal
@@ -15,7 +16,16 @@ import agent
 from kit.consul import MASTER, ConsulAgent
 from kit.peers.consul import UNKNOWN, Consul
 from kit.peers.server import Answer, Peer, Request
-from kit.sidecar import FOREVER, NAME, Sampler, Sidecar, ToyService, odd_lines, run_agent, wait_until
+from kit.sidecar import (
+    FOREVER,
+    NAME,
+    Sampler,
+    Sidecar,
+    ToyService,
+    odd_lines,
+    run_agent,
+    wait_until,
+)
 
 NO_LEADER = ('""', "No cluster leader")
 BOTH = {"SERVICE_NAME": NAME, "SERVICE_HOST": "vertice-osint"}
@@ -56,7 +66,10 @@ def test_where_consul_is_reached(url: str, reached: str) -> None:
         ({"SERVICE_METADATA": "a b=1"}, "SERVICE_METADATA='a b=1': for Consul, set it to"),
         ({"SERVICE_METADATA": "consul-a=1"}, "SERVICE_METADATA=consul-a=1: for Consul"),
         ({"SERVICE_METADATA": "a=" + 180 * "€"}, "SERVICE_METADATA=a=€.*for Consul"),
-        ({"SERVICE_METADATA": ",".join(f"k{n}=v" for n in range(65))}, "SERVICE_METADATA=.*at most 64 pairs"),
+        (
+            {"SERVICE_METADATA": ",".join(f"k{n}=v" for n in range(65))},
+            "SERVICE_METADATA=.*at most 64 pairs",
+        ),
         ({"SERVICE_ID": "a/b"}, "SERVICE_ID=a/b: set it to"),
         ({"REGISTRY_URL": "consul:///"}, "REGISTRY_URL=consul:///: set it to"),
     ],
@@ -74,10 +87,16 @@ def test_consul_s_ttl_follows_the_interval_so_a_long_one_is_no_doubt() -> None:
 
 
 @pytest.mark.parametrize("wording", UNKNOWN)
-def test_a_lost_record_comes_back_in_each_version_s_wording(wording: str, service: ToyService) -> None:
+def test_a_lost_record_comes_back_in_each_version_s_wording(
+    wording: str, service: ToyService
+) -> None:
     service.version = "€" * 200  # is too long for Consul, in bytes
     with Consul(wording=wording, token="secret") as consul:
-        settings = {"REGISTRY_URL": consul.consul_url, "REGISTRY_TOKEN": "secret", "SERVICE_METADATA": "zone=eu"}
+        settings = {
+            "REGISTRY_URL": consul.consul_url,
+            "REGISTRY_TOKEN": "secret",
+            "SERVICE_METADATA": "zone=eu",
+        }
         with Sidecar(None, service, SERVICE_ID="osint:1", **settings) as sidecar:
             sidecar.wait_for("Heartbeat accepted")
             check = {"TTL": "4s", "Status": "passing", "DeregisterCriticalServiceAfter": "1m"}
@@ -115,7 +134,9 @@ def test_the_token_goes_nowhere_but_to_consul(service: ToyService) -> None:
         place.target = elsewhere.url
         url = place.url.replace("http", "consul")
         with Sidecar(None, service, REGISTRY_URL=url, REGISTRY_TOKEN="secret") as sidecar:
-            sidecar.wait_for("answered 307, a redirect to .*, which is not followed.*set REGISTRY_URL")
+            sidecar.wait_for(
+                "answered 307, a redirect to .*, which is not followed.*set REGISTRY_URL"
+            )
         assert elsewhere.count() == 0
 
 
@@ -134,11 +155,21 @@ def test_a_look_asks_for_the_record() -> None:
 
 def test_check_asks_consul_and_tells_of_a_refused_token(service: ToyService) -> None:
     with Consul(token="secret") as consul:
-        place = {"SERVICE_HOST": "127.0.0.1", "SERVICE_PORT": service.port, "REGISTRY_URL": consul.consul_url}
+        place = {
+            "SERVICE_HOST": "127.0.0.1",
+            "SERVICE_PORT": service.port,
+            "REGISTRY_URL": consul.consul_url,
+        }
         done = run_agent(BOTH | place | {"REGISTRY_TOKEN": "secret"}, "--check")
-        assert (done.returncode, "fine, osint_service is not yet listed" in done.stdout) == (0, True)
+        assert (done.returncode, "fine, osint_service is not yet listed" in done.stdout) == (
+            0,
+            True,
+        )
         done = run_agent(BOTH | place | {"REGISTRY_TOKEN": "wrong"}, "--check")
-        assert (done.returncode, "refuses the token (403: Permission denied)" in done.stdout) == (1, True)
+        assert (done.returncode, "refuses the token (403: Permission denied)" in done.stdout) == (
+            1,
+            True,
+        )
         assert {request.operation for request in consul.requests} == {"get"}
 
 
@@ -252,10 +283,15 @@ def consul(tmp_path: Path) -> Iterator[ConsulAgent]:
 
 
 @pytest.mark.slow
-def test_replicas_stand_side_by_side_and_each_comes_and_goes_for_itself(consul: ConsulAgent) -> None:
+def test_replicas_stand_side_by_side_and_each_comes_and_goes_for_itself(
+    consul: ConsulAgent,
+) -> None:
     with ToyService() as first, ToyService() as second:
         urls = {"REGISTRY_URL": consul.url}
-        with Sidecar(None, first, SERVICE_METADATA="zone=eu", **urls) as one, Sidecar(None, second, **urls) as two:
+        with (
+            Sidecar(None, first, SERVICE_METADATA="zone=eu", **urls) as one,
+            Sidecar(None, second, **urls) as two,
+        ):
             records = {record["ID"]: record for record in consul.wait_passing(2)}
             record = records[own_id(first)]
             assert (record["Address"], record["Port"]) == ("127.0.0.1", first.port)
@@ -269,7 +305,9 @@ def test_replicas_stand_side_by_side_and_each_comes_and_goes_for_itself(consul: 
             one.wait_for(REMOVED)
             assert len(consul.wait_passing(2)) == 2
 
-            with Sampler(lambda: own_id(second) in {r["ID"] for r in consul.passing()}, every=0.05) as sampler:
+            with Sampler(
+                lambda: own_id(second) in {r["ID"] for r in consul.passing()}, every=0.05
+            ) as sampler:
                 code, seconds = one.stop()
                 assert [r["ID"] for r in consul.passing()] == [own_id(second)]  # gone at once
                 two.wait_for("Heartbeat accepted", times=two.count("Heartbeat accepted") + 2)
@@ -279,13 +317,17 @@ def test_replicas_stand_side_by_side_and_each_comes_and_goes_for_itself(consul: 
 
 
 @pytest.mark.slow
-def test_a_dead_service_is_critical_after_its_ttl_and_passes_when_it_is_back(consul: ConsulAgent) -> None:
+def test_a_dead_service_is_critical_after_its_ttl_and_passes_when_it_is_back(
+    consul: ConsulAgent,
+) -> None:
     with ToyService() as service, Sidecar(None, service, REGISTRY_URL=consul.url) as sidecar:
         consul.wait_passing()
         service.stop()
         died = time.monotonic()
         consul.wait_passing(0)
-        assert time.monotonic() - died < 4 + 2  # the TTL, and what Consul takes to see that it is over
+        assert (
+            time.monotonic() - died < 4 + 2
+        )  # the TTL, and what Consul takes to see that it is over
         assert consul.known() == ["critical"]
         sidecar.wait_for("Service is DOWN")
         service.version = "2.0.0"
@@ -374,7 +416,9 @@ def test_the_real_one_takes_tags_and_tells_of_another_service_s_record(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("empty", [True, False], ids=["empty", "with its data"])
-def test_an_agent_that_was_killed_has_the_record_again_when_it_is_back(consul: ConsulAgent, empty: bool) -> None:
+def test_an_agent_that_was_killed_has_the_record_again_when_it_is_back(
+    consul: ConsulAgent, empty: bool
+) -> None:
     with ToyService() as service, Sidecar(None, service, REGISTRY_URL=consul.url) as sidecar:
         consul.wait_passing()
         consul.kill()
@@ -411,9 +455,13 @@ def test_acls_ask_for_the_token_and_the_log_says_which_variable_to_set(tmp_path:
     with ConsulAgent(tmp_path, acl=True) as consul, ToyService() as service:
         consul.wait_leader()
         with Sidecar(None, service, REGISTRY_URL=consul.url) as sidecar:
-            sidecar.wait_for("none is set .403: Permission denied.*set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE")
+            sidecar.wait_for(
+                "none is set .403: Permission denied.*set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE"
+            )
         with Sidecar(None, service, REGISTRY_URL=consul.url, REGISTRY_TOKEN_FILE=secret) as sidecar:
-            sidecar.wait_for("refuses the token .403: ACL not found.*the file that REGISTRY_TOKEN_FILE names")
+            sidecar.wait_for(
+                "refuses the token .403: ACL not found.*the file that REGISTRY_TOKEN_FILE names"
+            )
             assert consul.passing() == []
             secret.write_text(MASTER)
             consul.wait_passing()

@@ -1,7 +1,5 @@
 """DRAIN_SECONDS: a stopped sidecar lives on while callers notice that the record is gone."""
 
-from __future__ import annotations
-
 import signal
 import time
 

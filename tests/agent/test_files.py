@@ -1,7 +1,5 @@
 """Files that settings name: a renewed token or SSL_CERT_FILE counts, a bad one costs nothing."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,7 +155,9 @@ def test_ssl_cert_file_counts_where_there_is_no_file_of_its_own_and_when_it_is_r
         assert not sidecar.count(" WARNING (REGISTRY_|SERVICE_|SSL_)")
 
 
-def test_ssl_cert_file_that_is_gone_is_told_by_its_name(tmp_path: Path, service: ToyService) -> None:
+def test_ssl_cert_file_that_is_gone_is_told_by_its_name(
+    tmp_path: Path, service: ToyService
+) -> None:
     tls, ca_file = certificate(tmp_path, "127.0.0.1")
     settings: dict[str, Any] = {"HEARTBEAT_INTERVAL": 0.5, "SSL_CERT_FILE": ca_file}
     with (

@@ -1,6 +1,7 @@
-"""What `docker inspect` shows: the line for each state, healthy as long as the loop lives, --ready while registered."""
+"""What `docker inspect` shows.
 
-from __future__ import annotations
+The line for each state, healthy as long as the loop lives, --ready while registered.
+"""
 
 import re
 import shutil

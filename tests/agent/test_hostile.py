@@ -1,10 +1,9 @@
 """Peers at their worst, on every endpoint that the sidecar uses.
 
-Each fault is played until the agent has judged it, then the peer is sane again. All along the agent lives, keeps
-its deadline, its memory and its log within bounds, and afterwards the service is registered again.
+Each fault is played until the agent has judged it, then the peer is sane again. All along the agent
+lives, keeps its deadline, its memory and its log within bounds, and afterwards the service is
+registered again.
 """
-
-from __future__ import annotations
 
 import contextlib
 import re
@@ -102,7 +101,10 @@ PARTS = 2  # tests for each endpoint, to share among the cores
 
 
 def is_good(name: str, operation: str) -> bool:
-    """Tell whether this fault is a success all the same, by what arrives: any 2xx, whatever its body."""
+    """Tell whether this fault is a success all the same, by what arrives.
+
+    Any 2xx, whatever its body.
+    """
     if operation == "list" or (operation == "health" and name in UNFINISHED):
         return False  # none of them lists the service; and a probe has to end in time
     number = re.search(r"_(\d{3})$", name)
@@ -175,7 +177,8 @@ def suffer_each(endpoint: Endpoint, names: Sequence[str]) -> None:
         "HEARTBEAT_INTERVAL": endpoint.interval,
         "REGISTRY_TIMEOUT": endpoint.interval / 2,
         "SERVICE_HEALTH_TIMEOUT": endpoint.interval / 2,
-        "SERVICE_HEALTH_RETRIES": 100,  # so that the service is not given up, from which it takes longer to recover
+        # So that the service is not given up, from which it takes longer to recover.
+        "SERVICE_HEALTH_RETRIES": 100,
         "REGISTRY_TOKEN": TOKEN,
     }
     keep = endpoint.operation != CONNECT

@@ -1,4 +1,7 @@
-"""The registry's connection: kept, opened again at no price, and what comes between is no answer."""
+"""The registry's connection.
+
+Kept, opened again at no price, and what comes between is no answer.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The process: however Python is started, whoever its parent is, whatever is left to it."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A log that nobody takes: it costs lines, which are counted, and nothing else."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

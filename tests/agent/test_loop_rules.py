@@ -1,7 +1,5 @@
 """The loop's rules: what costs a record nothing, what is believed, and what comes first."""
 
-from __future__ import annotations
-
 import json
 import signal
 import time
@@ -186,7 +184,9 @@ def test_once_the_record_is_gone_a_registration_waits_as_long_as_it_is_asked_to(
     with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
         registry.play("heartbeat", BUSY, times=FOREVER)
-        registry.play("register", reply(429, {"detail": "slow down"}, Retry_After="3"), times=FOREVER)
+        registry.play(
+            "register", reply(429, {"detail": "slow down"}, Retry_After="3"), times=FOREVER
+        )
         sidecar.wait_for("Registration failed .attempt .*429: slow down", timeout=10)
         registry.sane("register")
         sidecar.wait_registered(times=2)
@@ -232,7 +232,9 @@ def test_after_a_freeze_of_more_than_two_intervals_a_registration_comes_first(
         asked = len(registry.requests)
         sidecar.process.send_signal(signal.SIGCONT)
         # The look that some heartbeats are followed by may still come; it changes nothing.
-        wait_until(lambda: {*operations(registry, asked)} - {"list"}, why="no request after the freeze")
+        wait_until(
+            lambda: {*operations(registry, asked)} - {"list"}, why="no request after the freeze"
+        )
     assert next(name for name in operations(registry, asked) if name != "list") == "register"
 
 

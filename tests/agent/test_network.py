@@ -3,8 +3,6 @@
 The agent runs on a Stage (stage.py): its name service is a file, all that travels is real.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import http.client

@@ -3,8 +3,6 @@
 In a network namespace whose only device is taken away; the clock jumps over the minutes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import subprocess
@@ -19,14 +17,15 @@ from kit.stage import Stage
 
 @contextlib.contextmanager
 def isolated(*devices: str) -> Iterator[Sidecar]:
-    """Yield a sidecar that sees nothing but loopback and these devices, and waits for what never comes."""
+    """Yield a sidecar that sees but loopback and these devices, and waits for what never comes."""
     needed = [shutil.which(name) for name in ("unshare", "nsenter", "ip")]
     trial = ["unshare", "--net", "ip", "link", "add", "eth0", "type", "bridge"]
     if not all(needed) or subprocess.run(trial, capture_output=True).returncode != 0:
         pytest.skip("needs unshare(1), nsenter(1) and ip(8) with network namespaces")
     sidecar = Sidecar(None, None, INITIAL_WAIT_TIMEOUT=86400, HEARTBEAT_INTERVAL=30)
     Stage(sidecar, jumping=True)
-    script = f'for device in {" ".join(devices)}; do ip link add "$device" type bridge || exit; done; exec "$@"'
+    add = 'do ip link add "$device" type bridge || exit; done'
+    script = f'for device in {" ".join(devices)}; {add}; exec "$@"'
     sidecar.python = ["unshare", "--net", "sh", "-c", script, "sh", sys.executable, "-I"]
     with sidecar:
         sidecar.wait_for("Waiting for the service")

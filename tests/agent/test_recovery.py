@@ -1,6 +1,7 @@
-"""Does the service stay registered through every fault? TTL 4 s and interval 2 s stand for 60 s and 30 s."""
+"""The service stays registered through every fault.
 
-from __future__ import annotations
+TTL 4 s and interval 2 s stand for 60 s and 30 s.
+"""
 
 import contextlib
 import re
@@ -49,14 +50,18 @@ def test_waits_registers_and_keeps_the_record_alive(registry: Registry) -> None:
     assert not sidecar.count("WARNING.*(Heartbeat|Registration)|ERROR")
 
 
-def test_heartbeats_stay_on_the_grid_and_probe_the_service_first(registry: Registry, service: ToyService) -> None:
+def test_heartbeats_stay_on_the_grid_and_probe_the_service_first(
+    registry: Registry, service: ToyService
+) -> None:
     with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
         sidecar.wait_for("Heartbeat accepted", times=12)
         beats = [request.at for request in registry.requests if request.operation == "heartbeat"]
         probes = [request.at for request in service.requests]
     first = beats[0]
     offsets = [(at - first) % 0.5 for at in beats[1:]]
-    assert sorted(min(offset, 0.5 - offset) for offset in offsets)[len(offsets) // 2] < 0.1  # the median does not drift
+    assert (
+        sorted(min(offset, 0.5 - offset) for offset in offsets)[len(offsets) // 2] < 0.1
+    )  # the median does not drift
     for at in beats:
         assert any(0 < at - probe < 0.4 for probe in probes)
 
@@ -81,7 +86,10 @@ def test_sidecars_started_together_do_not_wait_alike(service: ToyService) -> Non
 
 
 def test_a_service_that_never_gets_healthy_is_registered_anyway(registry: Registry) -> None:
-    with ToyService(healthy=False) as service, Sidecar(registry, service, INITIAL_WAIT_TIMEOUT=1.5) as sidecar:
+    with (
+        ToyService(healthy=False) as service,
+        Sidecar(registry, service, INITIAL_WAIT_TIMEOUT=1.5) as sidecar,
+    ):
         began = time.monotonic()
         sidecar.wait_registered()
         assert time.monotonic() - began > 1.0
@@ -90,7 +98,9 @@ def test_a_service_that_never_gets_healthy_is_registered_anyway(registry: Regist
         assert registry.count("heartbeat") == 0
 
 
-def test_a_registry_down_does_not_stop_the_registration_of_an_unhealthy_service(service: ToyService) -> None:
+def test_a_registry_down_does_not_stop_the_registration_of_an_unhealthy_service(
+    service: ToyService,
+) -> None:
     service.healthy = False
     registry = Registry(ttl=4.0)
     with Sidecar(registry, service, INITIAL_WAIT_TIMEOUT=0) as sidecar:
@@ -104,10 +114,17 @@ def test_a_registry_down_does_not_stop_the_registration_of_an_unhealthy_service(
 
 @pytest.mark.parametrize(
     ("operation", "fault"),
-    [("heartbeat", "status_500"), ("heartbeat", "hang"), ("heartbeat", ["slow", 0.8]), ("health", "hang")],
+    [
+        ("heartbeat", "status_500"),
+        ("heartbeat", "hang"),
+        ("heartbeat", ["slow", 0.8]),
+        ("health", "hang"),
+    ],
     ids=str,
 )
-def test_one_fault_never_costs_the_record(registry: Registry, service: ToyService, operation: str, fault: Any) -> None:
+def test_one_fault_never_costs_the_record(
+    registry: Registry, service: ToyService, operation: str, fault: Any
+) -> None:
     peer = service if operation == "health" else registry
     with Sidecar(registry, service) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
@@ -132,8 +149,12 @@ def test_two_heartbeats_in_a_row_that_hang_do_not_cost_the_record(service: ToySe
     assert not sampler.absences
 
 
-@pytest.mark.parametrize("options", [{"idle_timeout": 0.5}, {"keep_alive": False}, {"idle_timeout": 1.99}], ids=str)
-def test_connections_dropped_while_idle_cost_neither_heartbeat_nor_warning(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"idle_timeout": 0.5}, {"keep_alive": False}, {"idle_timeout": 1.99}], ids=str
+)
+def test_connections_dropped_while_idle_cost_neither_heartbeat_nor_warning(
+    options: dict[str, Any],
+) -> None:
     with (
         Registry(ttl=4.0, **options) as registry,
         ToyService(**options) as service,
@@ -151,12 +172,20 @@ def test_connections_dropped_while_idle_cost_neither_heartbeat_nor_warning(optio
 
 @pytest.mark.parametrize(
     ("kind", "length"),
-    [("stopped", 2.5), ("paused", 4.0), ("hangs", 5.0), pytest.param("gone", 20.0, marks=pytest.mark.slow)],
+    [
+        ("stopped", 2.5),
+        ("paused", 4.0),
+        ("hangs", 5.0),
+        pytest.param("gone", 20.0, marks=pytest.mark.slow),
+    ],
 )
 def test_after_an_outage_the_record_is_back_within_one_backoff_step(
     service: ToyService, kind: str, length: float
 ) -> None:
-    with Registry(ttl=4.0, failing_delay=0.2, hang_delay=0.4) as registry, Sidecar(registry, service) as sidecar:
+    with (
+        Registry(ttl=4.0, failing_delay=0.2, hang_delay=0.4) as registry,
+        Sidecar(registry, service) as sidecar,
+    ):
         sidecar.wait_for("Heartbeat accepted")
         if kind == "stopped":
             registry.stop()
@@ -165,7 +194,9 @@ def test_after_an_outage_the_record_is_back_within_one_backoff_step(
         else:
             registry.store = kind
         time.sleep(length)
-        announced = re.findall(r"failed .* next in ([\d.]+) s", sidecar.log)  # what is promised is this wait
+        announced = re.findall(
+            r"failed .* next in ([\d.]+) s", sidecar.log
+        )  # what is promised is this wait
         returned = time.monotonic()
         registry.start()
         registry.resume()
@@ -173,7 +204,10 @@ def test_after_an_outage_the_record_is_back_within_one_backoff_step(
         sidecar.wait_for("Registry is back after", timeout=60)
         assert registry.record(NAME)
         assert time.monotonic() - returned < max(float(announced[-1]), INTERVAL) + SLACK
-        waits = [float(wait) for wait in re.findall(r"Registration failed .* next in ([\d.]+) s", sidecar.log)]
+        waits = [
+            float(wait)
+            for wait in re.findall(r"Registration failed .* next in ([\d.]+) s", sidecar.log)
+        ]
         assert all(1.0 <= wait <= 60.0 for wait in waits)
 
 
@@ -181,11 +215,15 @@ def test_retry_after_is_honoured(service: ToyService) -> None:
     with Registry(ttl=4.0) as registry:
         registry.play("register", ["status", 429, {"detail": "slow down"}, {"Retry-After": "3"}])
         with Sidecar(registry, service) as sidecar:
-            wait = re.search(r"next in ([\d.]+) s", sidecar.wait_for("Registration failed .*slow down"))
+            wait = re.search(
+                r"next in ([\d.]+) s", sidecar.wait_for("Registration failed .*slow down")
+            )
             assert wait is not None
             assert 4.0 <= float(wait[1]) <= 5.0
             sidecar.wait_registered()
-            first, second = (request.at for request in registry.requests if request.operation == "register")
+            first, second = (
+                request.at for request in registry.requests if request.operation == "register"
+            )
             assert second - first >= 3.9
 
 
@@ -209,14 +247,22 @@ def test_410_means_lost_too(registry: Registry, service: ToyService) -> None:
         sidecar.wait_registered(times=2)
 
 
-def test_a_record_lost_behind_acknowledged_heartbeats_is_back_within_ten_intervals(service: ToyService) -> None:
+def test_a_record_lost_behind_acknowledged_heartbeats_is_back_within_ten_intervals(
+    service: ToyService,
+) -> None:
     """A registry that answers 200 to any heartbeat, and lists an expired name for another interval.
 
-    Once the list has lacked the name, each heartbeat is a registration for a while: then a loss is over by the next.
+    Once the list has lacked the name, each heartbeat is a registration for a while: then a loss is
+    over by the next.
     """
-    with Registry(ttl=600.0, linger=0.5) as registry, Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
+    with (
+        Registry(ttl=600.0, linger=0.5) as registry,
+        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar,
+    ):
         sidecar.wait_for("Heartbeat accepted")
-        registry.play("heartbeat", ["status", 200, {"message": "Heartbeat received"}], times=FOREVER)
+        registry.play(
+            "heartbeat", ["status", 200, {"message": "Heartbeat received"}], times=FOREVER
+        )
         for _ in range(2):
             registry.expire()
             began, beats = time.monotonic(), registry.count("heartbeat")
@@ -226,7 +272,9 @@ def test_a_record_lost_behind_acknowledged_heartbeats_is_back_within_ten_interva
         sidecar.wait_for(r"Service not found \(404\).*GET /services")
 
 
-def test_where_the_list_does_not_tell_the_record_is_sent_again(registry: Registry, service: ToyService) -> None:
+def test_where_the_list_does_not_tell_the_record_is_sent_again(
+    registry: Registry, service: ToyService
+) -> None:
     registry.ttl = 600
     with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
         registry.play("list", "huge_body")
@@ -296,7 +344,9 @@ def test_two_failed_probes_cost_nothing(registry: Registry, service: ToyService)
     assert not sidecar.count("DOWN")
 
 
-def test_a_new_version_after_a_quick_restart_is_registered(registry: Registry, service: ToyService) -> None:
+def test_a_new_version_after_a_quick_restart_is_registered(
+    registry: Registry, service: ToyService
+) -> None:
     with Sidecar(registry, service) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
         service.stop()
@@ -364,7 +414,9 @@ def test_a_new_connection_that_is_closed_at_once_is_a_failed_attempt(
 ) -> None:
     registry.play("register", "close")
     with Sidecar(registry, service) as sidecar:
-        sidecar.wait_for(r"Registration failed \(attempt 1\): .*connection closed without an answer")
+        sidecar.wait_for(
+            r"Registration failed \(attempt 1\): .*connection closed without an answer"
+        )
 
 
 def test_an_answer_that_broke_off_is_no_reason_to_send_at_once_again(

@@ -1,6 +1,7 @@
-"""The token and URL credentials go to the registry and nowhere else; no peer writes into the log as it likes."""
+"""The token and URL credentials go to the registry and nowhere else.
 
-from __future__ import annotations
+No peer writes into the log as it likes.
+"""
 
 import base64
 import json
@@ -27,12 +28,16 @@ TOKEN = f"tok-{SECRET}"
 ODD_TOKEN = f'a/"b\\{SECRET}+%&='  # looks different in JSON, in Python's repr and in a URL
 NEEDED = {"SERVICE_NAME": NAME, "SERVICE_HOST": "127.0.0.1", "REGISTRY_URL": "http://127.0.0.1:9"}
 REDIRECTS = (
-    ("health", 301), ("register", 302), ("heartbeat", 303), ("heartbeat", 300), ("list", 307), ("deregister", 308),
+    ("health", 301), ("register", 302), ("heartbeat", 303), ("heartbeat", 300), ("list", 307),
+     ("deregister", 308),
 )  # fmt: skip
 
 
 def meet(sidecar: Sidecar, peer: Peer, operation: str, fault: Any) -> None:
-    """Play a fault on an endpoint until the agent has judged it. After "deregister" the agent has ended."""
+    """Play a fault on an endpoint until the agent has judged it.
+
+    After "deregister" the agent has ended.
+    """
     peer.play(operation, fault, times=FOREVER)
     if operation == "register":
         assert isinstance(peer, Registry)
@@ -41,7 +46,11 @@ def meet(sidecar: Sidecar, peer: Peer, operation: str, fault: Any) -> None:
         assert sidecar.stop()[0] == 0
     else:
         met = peer.count(operation)
-        wait_until(lambda: peer.count(operation) >= met + 2, 30, f"{operation} asked again in:\n{sidecar.log}")
+        wait_until(
+            lambda: peer.count(operation) >= met + 2,
+            30,
+            f"{operation} asked again in:\n{sidecar.log}",
+        )
     peer.sane(operation)
 
 
@@ -79,8 +88,12 @@ def echoes(token: str) -> dict[str, Fault]:
         "path": reply(307, None, Location=f"http://127.0.0.1:9/{token}/login"),
         "query": reply(307, None, Location=f"/login?again={token}"),
         "credentials": reply(307, None, Location=f"http://user:{token}@127.0.0.1:9/"),
-        "escaped path": reply(307, None, Location=f"http://127.0.0.1:9/{quote(token, safe='')}/login"),
-        "lower-case escapes": reply(307, None, Location="/" + re.sub("%..", lambda m: m[0].lower(), quote(token, ""))),
+        "escaped path": reply(
+            307, None, Location=f"http://127.0.0.1:9/{quote(token, safe='')}/login"
+        ),
+        "lower-case escapes": reply(
+            307, None, Location="/" + re.sub("%..", lambda m: m[0].lower(), quote(token, ""))
+        ),
         "escaped text": reply(500, json.dumps([token])),
         "twice escaped text": reply(500, json.dumps([json.dumps([token])])),
         "escaped, but not what is no ASCII": reply(500, json.dumps([token], ensure_ascii=False)),
@@ -93,7 +106,9 @@ def test_a_registry_that_echoes_the_token_brings_it_into_no_log(kind: str) -> No
     settings = {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": kind, "REGISTRY_TOKEN": ODD_TOKEN}
     with (
         Registry(token=ODD_TOKEN) as registry,
-        ToyService(extra={"version": ODD_TOKEN}) as service,  # a service has no token, but it may have the same
+        ToyService(
+            extra={"version": ODD_TOKEN}
+        ) as service,  # a service has no token, but it may have the same
         Sidecar(registry, service, HEARTBEAT_INTERVAL=0.25, **settings) as sidecar,
     ):
         sidecar.wait_for("Heartbeat accepted")
@@ -161,7 +176,9 @@ def test_what_a_peer_says_is_searched_in_linear_time(service: ToyService, filler
 
             def cost(size: int) -> float:
                 """Return the seconds of CPU that ten heartbeats take that fail with such a body."""
-                registry.play("heartbeat", reply(500, filler * (size // len(filler))), times=FOREVER)
+                registry.play(
+                    "heartbeat", reply(500, filler * (size // len(filler))), times=FOREVER
+                )
                 asked = registry.count("heartbeat")
                 wait_until(lambda: registry.count("heartbeat") > asked, 30)
                 before, asked = process.cpu_times().user, registry.count("heartbeat")
@@ -242,7 +259,9 @@ def test_a_traceback_tells_no_secret(registry: Registry, service: ToyService, ki
 
 def carried(peer: Peer) -> str:
     """Return all that was sent to a peer."""
-    return "\n".join(f"{request.path}\n{request.headers}\n{request.body!r}" for request in peer.requests)
+    return "\n".join(
+        f"{request.path}\n{request.headers}\n{request.body!r}" for request in peer.requests
+    )
 
 
 def test_a_redirect_is_a_failure_that_names_its_target_and_the_token_goes_to_the_registry_alone(
@@ -251,18 +270,31 @@ def test_a_redirect_is_a_failure_that_names_its_target_and_the_token_goes_to_the
     with (
         Peer() as elsewhere,
         Registry(token=TOKEN) as registry,
-        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.2, SERVICE_HEALTH_RETRIES=100, REGISTRY_TOKEN=TOKEN) as sidecar,
+        Sidecar(
+            registry,
+            service,
+            HEARTBEAT_INTERVAL=0.2,
+            SERVICE_HEALTH_RETRIES=100,
+            REGISTRY_TOKEN=TOKEN,
+        ) as sidecar,
     ):
         sidecar.wait_for("Heartbeat accepted")
         for operation, code in REDIRECTS:
             target = f"{elsewhere.url}/{operation}"
-            meet(sidecar, service if operation == "health" else registry, operation, ["redirect", target, code])
+            meet(
+                sidecar,
+                service if operation == "health" else registry,
+                operation,
+                ["redirect", target, code],
+            )
             line = sidecar.wait_for(rf"{code}, a redirect to {target}, which is not followed")
             assert ("set REGISTRY_URL to" in line) == (operation != "health")
         assert elsewhere.connections == 0
         assert not leaks(SECRET, carried(service))
         assert {request.headers["X-Registry-Token"] for request in registry.requests} == {TOKEN}
-        assert not leaks(SECRET, "".join(request.body.decode() + request.path for request in registry.requests))
+        assert not leaks(
+            SECRET, "".join(request.body.decode() + request.path for request in registry.requests)
+        )
 
 
 CREDENTIALS = [
@@ -274,11 +306,17 @@ CREDENTIALS = [
 
 
 @pytest.mark.parametrize(("written", "meant"), CREDENTIALS)
-def test_url_credentials_go_to_the_registry_alone(service: ToyService, written: str, meant: str) -> None:
+def test_url_credentials_go_to_the_registry_alone(
+    service: ToyService, written: str, meant: str
+) -> None:
     basic = base64.b64encode(meant.encode()).decode()
     with Registry() as registry:
         url = registry.url.replace("//", f"//{written}@")
-        settings: dict[str, Any] = {"REGISTRY_URL": url, "LOG_LEVEL": "DEBUG", "HEARTBEAT_INTERVAL": 0.5}
+        settings: dict[str, Any] = {
+            "REGISTRY_URL": url,
+            "LOG_LEVEL": "DEBUG",
+            "HEARTBEAT_INTERVAL": 0.5,
+        }
         with Sidecar(None, service, **settings) as sidecar:
             sidecar.wait_for("Heartbeat accepted")
             meet(sidecar, registry, "heartbeat", "echo_token")
@@ -288,10 +326,14 @@ def test_url_credentials_go_to_the_registry_alone(service: ToyService, written: 
             meet(sidecar, registry, "heartbeat", raw(moved))
             meet(sidecar, registry, "heartbeat", raw(f"{meant}\r\n\r\n"))
             meet(sidecar, registry, "deregister", "echo_token")
-            assert {request.headers["Authorization"] for request in registry.requests} == {f"Basic {basic}"}
+            assert {request.headers["Authorization"] for request in registry.requests} == {
+                f"Basic {basic}"
+            }
             assert not leaks(SECRET, sidecar.log + shown)
             assert not leaks(basic, sidecar.log + shown)
-            assert not leaks(SECRET, "".join(request.body.decode() for request in registry.requests))
+            assert not leaks(
+                SECRET, "".join(request.body.decode() for request in registry.requests)
+            )
             assert not leaks(SECRET, carried(service))
             assert "Authorization" not in carried(service)
 
@@ -334,10 +376,12 @@ def test_a_refused_token_is_explained_with_the_variable_to_set(
 ) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN)
-    settings: dict[str, Any] = {variable: file if variable.endswith("FILE") else TOKEN} if variable else {}
+    settings: dict[str, Any] = (
+        {variable: file if variable.endswith("FILE") else TOKEN} if variable else {}
+    )
     refused = f"refuses the token .*Invalid registry token.*set {variable} to the registry's token"
     if variable == "REGISTRY_TOKEN_FILE":
-        refused = "refuses the token .*: put the registry's token into the file that REGISTRY_TOKEN_FILE names"
+        refused = "refuses the token .*: put the registry's token into the file that REGISTRY_TOKEN"
     if not variable:
         refused = "asks for a token, and none is set .*: set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE"
     with (
@@ -374,7 +418,11 @@ def test_neither_proxies_nor_netrc_come_from_the_environment(
         assert "Authorization" not in carried(registry) + carried(service)
 
         # The same surroundings do tell requests to use them: first the netrc, then the proxy.
-        plainly = [sys.executable, "-c", f"import requests; requests.get({service.url!r}, timeout=20)"]
+        plainly = [
+            sys.executable,
+            "-c",
+            f"import requests; requests.get({service.url!r}, timeout=20)",
+        ]
         subprocess.run(plainly, env=environment({"NETRC": netrc}), check=True, timeout=60)
         assert service.requests[-1].headers["Authorization"]
         subprocess.run(plainly, env=environment(settings), check=True, timeout=60)
@@ -394,7 +442,11 @@ def raw(text: str) -> Fault:
     return play
 
 
-EVIL = NASTY + "".join(map(chr, (*range(32), *range(0x7F, 0xA0)))) + "\u202a\u202b\u202d\u2067\u2068\u2069\u200f\udc9b"
+EVIL = (
+    NASTY
+    + "".join(map(chr, (*range(32), *range(0x7F, 0xA0))))
+    + "\u202a\u202b\u202d\u2067\u2068\u2069\u200f\udc9b"
+)
 HEAD = "Content-Type: application/json\r\nContent-Length: 0\r\n"
 FORGERIES: dict[str, Fault] = {
     "reason": raw(f"HTTP/1.1 500 {EVIL}\r\n{HEAD}\r\n"),
@@ -408,7 +460,8 @@ FORGERIES: dict[str, Fault] = {
     "length": raw(f"HTTP/1.1 500 Oops\r\nContent-Length: 1\x1b\u2028, 2\r{FORGED}\r\n\r\n"),
     "encoding": raw(f"HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n\x1b{FORGED}\r\n"),
     "Location": raw(
-        f"HTTP/1.1 307 Moved\r\nLocation: http://x/\x1b[2J\x9b\u202e\u2028{FORGED}\r{FORGED}\r\n{HEAD}\r\n"
+        f"HTTP/1.1 307 Moved\r\nLocation: http://x/\x1b[2J\x9b\u202e\u2028{FORGED}\r{FORGED}\r\n"
+        f"{HEAD}\r\n"
     ),
     "detail": reply(500, {"detail": EVIL}),
     "nested detail": reply(422, {"detail": [{"msg": EVIL, EVIL: EVIL}]}),
@@ -416,7 +469,10 @@ FORGERIES: dict[str, Fault] = {
     "text that begins so": reply(500, f"\n{FORGED}\n{FORGED}"),
     "not UTF-8": reply(500, b"\x1b[31m\x9b\xff\xfe\n" + FORGED.encode()),
 }
-METADATA: list[object] = [{"version": EVIL, "status": EVIL}, {"version": [EVIL], "status": {EVIL: EVIL}}]
+METADATA: list[object] = [
+    {"version": EVIL, "status": EVIL},
+    {"version": [EVIL], "status": {EVIL: EVIL}},
+]
 
 
 def check_log(sidecar: Sidecar, kind: str) -> None:
@@ -433,7 +489,9 @@ def check_log(sidecar: Sidecar, kind: str) -> None:
 def test_a_registry_writes_nothing_of_its_own_into_the_log(service: ToyService, kind: str) -> None:
     with (
         Registry() as registry,
-        Sidecar(registry, service, HEARTBEAT_INTERVAL=0.25, LOG_LEVEL="DEBUG", LOG_FORMAT=kind) as sidecar,
+        Sidecar(
+            registry, service, HEARTBEAT_INTERVAL=0.25, LOG_LEVEL="DEBUG", LOG_FORMAT=kind
+        ) as sidecar,
     ):
         sidecar.wait_for("Heartbeat accepted")
         for fault in FORGERIES.values():
@@ -449,7 +507,12 @@ def test_a_service_writes_nothing_of_its_own_into_the_log(service: ToyService, k
     with (
         Registry() as registry,
         Sidecar(
-            registry, service, HEARTBEAT_INTERVAL=0.5, SERVICE_HEALTH_RETRIES=100, LOG_LEVEL="DEBUG", LOG_FORMAT=kind
+            registry,
+            service,
+            HEARTBEAT_INTERVAL=0.5,
+            SERVICE_HEALTH_RETRIES=100,
+            LOG_LEVEL="DEBUG",
+            LOG_FORMAT=kind,
         ) as sidecar,
     ):
         sidecar.wait_for("Heartbeat accepted")
@@ -470,7 +533,9 @@ def test_a_service_writes_nothing_of_its_own_into_the_log(service: ToyService, k
 def test_no_character_of_unicode_controls_the_log() -> None:
     few = 19  # so many at once are not cut, at 10 characters for an escaped one
     for start in range(0, sys.maxunicode + 1, few):
-        said = agent.say_plain("".join(map(chr, range(start, min(start + few, sys.maxunicode + 1)))))
+        said = agent.say_plain(
+            "".join(map(chr, range(start, min(start + few, sys.maxunicode + 1))))
+        )
         assert said.isprintable()
         assert len(said) < 200
 

@@ -1,7 +1,5 @@
 """SIGTERM and SIGINT: exit 0 within 3 s in every state, deregistered where the registry answers."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import signal
@@ -129,7 +127,10 @@ def test_more_signals_change_nothing(registry: Registry, service: ToyService) ->
 def test_a_signal_at_any_moment_of_the_start_never_gets_lost(
     registry: Registry, service: ToyService, delay: float
 ) -> None:
-    """Before Python has run its first line the signal kills the process, which is as good outside a container."""
+    """Before Python has run its first line the signal kills the process.
+
+    Which is as good outside a container.
+    """
     with Sidecar(registry, service) as sidecar:
         time.sleep(delay)
         code, seconds = sidecar.stop()

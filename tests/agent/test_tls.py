@@ -1,6 +1,7 @@
-"""A service that speaks https, and health that is found elsewhere: at another port or host, or behind headers."""
+"""A service that speaks https, and health that is found elsewhere.
 
-from __future__ import annotations
+At another port or host, or behind headers.
+"""
 
 import base64
 import re
@@ -44,7 +45,9 @@ def test_an_https_service_is_verified_by_its_own_authority_and_registered_as_htt
         sidecar.wait_for("Heartbeat accepted")
         record = registry.record(NAME)
         assert record is not None
-        assert record["endpoint"] == secure.service.url == f"https://127.0.0.1:{secure.service.port}"
+        assert (
+            record["endpoint"] == secure.service.url == f"https://127.0.0.1:{secure.service.port}"
+        )
         assert record["metadata"] == {"version": "1.0.0", "status": "healthy"}
         assert sidecar.stop()[0] == 0
         assert not sidecar.count(" WARNING ")
@@ -63,22 +66,30 @@ def test_an_https_service_that_cannot_be_verified_is_not_healthy(
     tls, ca_file = certificate(tmp_path, host)
     settings = {"SERVICE_SCHEME": "https"} | ({"SERVICE_CA_FILE": ca_file} if trusted else {})
     with ToyService(tls=tls) as service, Sidecar(registry, service, **settings) as sidecar:
-        sidecar.wait_for(f"Waiting for the service at https://.*: certificate refused: {re.escape(why)}")
+        sidecar.wait_for(
+            f"Waiting for the service at https://.*: certificate refused: {re.escape(why)}"
+        )
         sidecar.wait_health("^waiting for the service for .*: certificate refused: ")
         assert sidecar.stop()[0] == 0
         assert service.count() == registry.count() == 0
 
 
-def test_without_verification_it_registers_and_warns_once(registry: Registry, secure: Secure) -> None:
+def test_without_verification_it_registers_and_warns_once(
+    registry: Registry, secure: Secure
+) -> None:
     settings = {"SERVICE_SCHEME": "https", "SERVICE_TLS_VERIFY": "false", "HEARTBEAT_INTERVAL": 0.5}
     with Sidecar(registry, secure.service, **settings) as sidecar:
         sidecar.wait_for("Heartbeat accepted", times=3)
         assert sidecar.stop()[0] == 0
-        assert sidecar.count(" WARNING ") == sidecar.count(" WARNING SERVICE_TLS_VERIFY=false: ") == 1
+        assert (
+            sidecar.count(" WARNING ") == sidecar.count(" WARNING SERVICE_TLS_VERIFY=false: ") == 1
+        )
         assert odd_lines(sidecar.lines) == []  # no library's warning among them
 
 
-def test_a_tcp_check_of_an_https_service_is_a_plain_connection(registry: Registry, service: ToyService) -> None:
+def test_a_tcp_check_of_an_https_service_is_a_plain_connection(
+    registry: Registry, service: ToyService
+) -> None:
     with Sidecar(registry, service, SERVICE_SCHEME="https", SERVICE_HEALTH_CHECK="tcp") as sidecar:
         sidecar.wait_registered()
         record = registry.record(NAME)
@@ -116,13 +127,21 @@ def test_health_at_another_port_is_probed_there_and_shown_in_the_record(
             sidecar.wait_for("Service is DOWN: connection refused")
 
 
-def test_health_behind_tls_beside_a_plain_service(registry: Registry, service: ToyService, secure: Secure) -> None:
-    settings = {"SERVICE_HEALTH_ENDPOINT": f"{secure.service.url}/health", "SERVICE_CA_FILE": secure.ca_file}
+def test_health_behind_tls_beside_a_plain_service(
+    registry: Registry, service: ToyService, secure: Secure
+) -> None:
+    settings = {
+        "SERVICE_HEALTH_ENDPOINT": f"{secure.service.url}/health",
+        "SERVICE_CA_FILE": secure.ca_file,
+    }
     with Sidecar(registry, service, **settings) as sidecar:
         sidecar.wait_registered()
         record = registry.record(NAME)
         assert record is not None
-        assert (record["endpoint"], record["health_endpoint"]) == (service.url, f"{secure.service.url}/health")
+        assert (record["endpoint"], record["health_endpoint"]) == (
+            service.url,
+            f"{secure.service.url}/health",
+        )
         assert not sidecar.count(" WARNING ")
 
 
@@ -146,7 +165,10 @@ def test_credentials_of_a_health_url_are_sent_to_the_service_alone(registry: Reg
 
 
 class Guarded(ToyService):
-    """A service whose health wants a header; it refuses with what came instead, and with the password in it."""
+    """A service whose health wants a header.
+
+    It refuses with what came instead, and with the password in it.
+    """
 
     def __init__(self, name: str, wanted: str) -> None:
         super().__init__()
@@ -173,7 +195,9 @@ def leaks(text: str) -> list[str]:
 
 def test_a_service_that_wants_its_own_host_header(registry: Registry, tmp_path: Path) -> None:
     file = tmp_path / "headers"
-    file.write_bytes(b"\xef\xbb\xbfHost: osint.example.org\r\n\r\nX-Trace:\r\n")  # as an editor of Windows has it
+    file.write_bytes(
+        b"\xef\xbb\xbfHost: osint.example.org\r\n\r\nX-Trace:\r\n"
+    )  # as an editor of Windows has it
     with (
         Guarded("Host", "osint.example.org") as service,
         Sidecar(registry, service, SERVICE_HEALTH_HEADERS_FILE=file) as sidecar,
@@ -189,7 +213,11 @@ def test_headers_are_read_again_when_their_file_has_changed_and_show_in_no_log(
 ) -> None:
     file = tmp_path / "headers"
     file.write_text(f"Authorization: {basic('ann:old')}\n")
-    settings = {"SERVICE_HEALTH_HEADERS_FILE": str(file), "HEARTBEAT_INTERVAL": 0.5, "LOG_LEVEL": "DEBUG"}
+    settings = {
+        "SERVICE_HEALTH_HEADERS_FILE": str(file),
+        "HEARTBEAT_INTERVAL": 0.5,
+        "LOG_LEVEL": "DEBUG",
+    }
     with (
         Guarded("Authorization", basic(f"ann:{SECRET}")) as service,
         Sidecar(registry, service, **settings) as sidecar,

@@ -1,7 +1,5 @@
 """Words: answers beside secrets, quotes around settings, token files of Windows, the log's own."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import itertools

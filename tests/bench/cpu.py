@@ -6,8 +6,6 @@ runs the commands in turn, ROUNDS times, and prints the CPU seconds of each as J
 every command. It imports next to nothing, so that it runs inside the image as well.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

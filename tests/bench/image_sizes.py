@@ -4,8 +4,6 @@ On disk is the sum of the files in all layers, what `docker images` shows. Compr
 through gzip -9, about what a registry stores and a host downloads.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import tarfile

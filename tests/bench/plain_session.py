@@ -6,8 +6,6 @@ Prints the CPU seconds of a round: a probe and a heartbeat, on connections that 
 deadlines of the whole, health file or log.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 

@@ -1,7 +1,5 @@
 """What the benchmark starts, and what it reads of a running process."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

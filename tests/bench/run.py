@@ -8,8 +8,6 @@ image are found, the images are built and measured as well. What costs CPU is me
 the median is shown, since machines are noisy. Takes some 20 minutes with --before, --quick two.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools
@@ -145,7 +143,8 @@ def life_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
     cpu, stop = zip(*medians, strict=True)
     where = versions[0].where
     shown = [milliseconds(seconds) for seconds in cpu]
-    yield Row(f"CPU until registered, {where}", shown, *goal(versions, "≤ 65 ms", cpu[0] <= 0.065))
+    aim = goal(versions, "≤ 65 ms", cpu[0] <= 0.065)
+    yield Row(f"CPU until registered, {where}", shown, *aim)
     shown = [f"{seconds:.3f} s" for seconds in stop]
     yield Row(f"from SIGTERM to exit, idle registry, {where}", shown, "≤ 0.1 s", stop[0] <= 0.1)
 
@@ -166,14 +165,14 @@ def goal(versions: Sequence[Version], words: str, reached: bool) -> tuple[str, b
 
 
 def growth_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
-    """What grows with the number of heartbeats."""
+    """Growth with the number of heartbeats."""
     subjects = [version.fast_agent(**peers.settings) for version in versions]
     what = f"{scale.heartbeats:,} heartbeats, {versions[0].where}"
     yield growth_row(what, subjects, scale.heartbeats)
 
 
 def renewal_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
-    """What grows with the number of renewed secrets."""
+    """Growth with the number of renewed secrets."""
     subjects = [version.renewed_agent(**peers.settings) for version in versions]
     number = scale.heartbeats // 10
     yield growth_row(f"{number:,} renewed tokens and headers", subjects, number)
@@ -231,7 +230,7 @@ def wire(version: Version, peers: Peers) -> tuple[int, int]:
 
 
 def size_rows(images: Sequence[Image], _peers: Peers, _scale: Scale) -> Rows:
-    """The sizes."""
+    """Sizes."""
     client = images[0].images.client
     for words, limit, tags in (
         ("default", DEFAULT_LIMIT, [image.tag for image in images]),
@@ -275,7 +274,7 @@ def check(agent: Contained, times: int = 10) -> tuple[float, float]:
 
 
 def host_rows(images: Sequence[Image], peers: Peers, scale: Scale) -> Rows:
-    """What many sidecars cost their host, with the engine's work for their health checks."""
+    """Cost of many sidecars for their host, with the engine's work for their health checks."""
     for interval in (None, 30, 120):
         with run_many(images[0], scale.sidecars, interval, **peers.settings) as pids:
             before = host_cpu(pids)

@@ -1,1 +1,4 @@
-"""Tests of the image and of containers made from it, on a real Docker engine (`pytest -m docker`)."""
+"""Tests of the image and of containers made from it.
+
+On a real Docker engine (`pytest -m docker`).
+"""

@@ -3,8 +3,6 @@
 Without an engine or the base image the tests are skipped, or fail where REQUIRE_DOCKER=1 is set.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator
 
@@ -31,7 +29,9 @@ def client() -> Iterator[docker.DockerClient]:
 
 @pytest.fixture(scope="session")
 def run(client: docker.DockerClient) -> Iterator[str]:
-    """The value of the label engine.RUN for all that this session makes, which is swept away at its end.
+    """The value of the label engine.RUN for all that this session makes.
+
+    Which is swept away at its end.
 
     With pytest-xdist each worker is a session.
     """

@@ -1,7 +1,9 @@
-"""A laboratory on a real Docker engine: builds the images, starts containers, and takes all of it away again.
+"""A laboratory on a real Docker engine.
 
-Whatever is made here carries the label RUN with a value of this test run, so that one sweep by label finds
-it, also after a test that failed. After a run that was killed:
+Builds the images, starts containers, and takes all of it away again.
+
+Whatever is made here carries the label RUN with a value of this test run, so that one sweep by
+label finds it, also after a test that failed. After a run that was killed:
 
     PYTHONPATH=tests python -m containers.engine      removes what any run has left behind
 """
@@ -91,7 +93,10 @@ def wait_until(what: Callable[[], T], timeout: float, why: str) -> T:
 
 
 def sweep(client: docker.DockerClient, run: str | None = None) -> list[str]:
-    """Remove all containers, networks, volumes and images of a run, of all runs by default; return what it was."""
+    """Remove all containers, networks, volumes and images of a run, of all runs by default.
+
+    Return what it was.
+    """
     filters: dict[str, Any] = {"label": RUN if run is None else f"{RUN}={run}"}
     found = []
     for container in client.containers.list(all=True, filters=filters, ignore_removed=True):
@@ -111,7 +116,10 @@ def sweep(client: docker.DockerClient, run: str | None = None) -> list[str]:
 
 
 def insist(remove: Callable[..., object], *arguments: object, **options: object) -> None:
-    """Remove something that may be gone already; a busy engine sometimes takes more than one attempt."""
+    """Remove something that may be gone already.
+
+    A busy engine sometimes takes more than one attempt.
+    """
     for attempt in range(5):
         try:
             remove(*arguments, **options)
@@ -148,8 +156,13 @@ def has_buildx() -> bool:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let one process of this user at a time build or remove images: builders share their layers."""
-    with open(Path(tempfile.gettempdir()) / f"registry-sidecar-images-{os.getuid()}.lock", "w") as file:
+    """Let one process of this user at a time build or remove images.
+
+    Builders share their layers.
+    """
+    with open(
+        Path(tempfile.gettempdir()) / f"registry-sidecar-images-{os.getuid()}.lock", "w"
+    ) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -159,23 +172,42 @@ class BuildError(Exception):
 
 
 class Images:
-    """The images of one run. `remove` takes each away, and what the classic builder leaves lying about."""
+    """The images of one run.
+
+    `remove` takes each away, and what the classic builder leaves lying about.
+    """
 
     def __init__(self, client: docker.DockerClient, run: str) -> None:
         self.client, self.run = client, run
         self.tags: list[str] = []
-        self.stages: set[str] = set()  # ids; the classic builder keeps the builder stage, BuildKit does not
+        self.stages: set[str] = (
+            set()
+        )  # ids; the classic builder keeps the builder stage, BuildKit does not
 
     def build(
-        self, name: str, context: Path, *options: str, dockerfile: str | None = None, buildkit: bool | None = None
+        self,
+        name: str,
+        context: Path,
+        *options: str,
+        dockerfile: str | None = None,
+        buildkit: bool | None = None,
     ) -> str:
         """Build an image and return its tag, unique to this run. Raises BuildError.
 
-        Arguments: a word for the tag; the context; options of `docker build`; a Dockerfile's text, instead of
-        the context's own; True or False insists on BuildKit or the classic builder.
+        Args: a word for the tag; the context; options of `docker build`; a Dockerfile's text,
+        instead of the context's own; True or False insists on BuildKit or the classic builder.
         """
         tag = f"{RUN}-{name}:{self.run}"
-        command = ["docker", "build", "--force-rm", "--tag", tag, "--label", f"{RUN}={self.run}", *options]
+        command = [
+            "docker",
+            "build",
+            "--force-rm",
+            "--tag",
+            tag,
+            "--label",
+            f"{RUN}={self.run}",
+            *options,
+        ]
         command += [*([] if dockerfile is None else ["--file", "-"]), str(context)]
         choice = {} if buildkit is None else {"DOCKER_BUILDKIT": str(int(buildkit))}
         environment = os.environ | {"BUILDKIT_PROGRESS": "plain"} | choice
@@ -205,23 +237,30 @@ class Images:
 
 
 class Lab:
-    """A network with a registry, services and sidecars on it, each in a container. A context manager.
+    """A network with a registry, services and sidecars on it, each in a container.
 
+    A context manager.
     Names on the network are `registry`, `service` and `sidecar` unless `alias` gives another.
     """
 
-    def __init__(self, client: docker.DockerClient, run: str, sidecar_image: str, peer_image: str) -> None:
+    def __init__(
+        self, client: docker.DockerClient, run: str, sidecar_image: str, peer_image: str
+    ) -> None:
         self.client, self.labels = client, {RUN: run}
         self.sidecar_image, self.peer_image = sidecar_image, peer_image
         self.nodes: list[Node] = []
         self.volumes: list[Volume] = []
 
     def __enter__(self) -> Self:
-        self.network = self.client.networks.create(unique("net"), driver="bridge", labels=self.labels)
+        self.network = self.client.networks.create(
+            unique("net"), driver="bridge", labels=self.labels
+        )
         return self
 
     def __exit__(self, *exception: object) -> None:
-        print(*(node.describe() for node in self.nodes), sep="\n")  # pytest shows it where the test has failed
+        print(
+            *(node.describe() for node in self.nodes), sep="\n"
+        )  # pytest shows it where the test has failed
         for node in self.nodes:
             remove_container(node.container)
         for volume in self.volumes:
@@ -233,13 +272,15 @@ class Lab:
         volume = self.client.volumes.create(unique("files"), labels=self.labels)
         self.volumes.append(volume)
         mounted = {volume.name: {"bind": "/files", "mode": "rw"}}
-        container = self.client.containers.create(self.peer_image, volumes=mounted, labels=self.labels)
+        container = self.client.containers.create(
+            self.peer_image, volumes=mounted, labels=self.labels
+        )
         container.put_archive("/files", packed(files))
         container.remove()
         return str(volume.name)
 
     def run(self, image: str, command: list[str] | None, alias: str, **options: Any) -> Node:
-        """Start a container on the network; options are those of the Docker SDK's `containers.run`."""
+        """Start a container on the network; options are those of the SDK's `containers.run`."""
         endpoint = EndpointConfig(self.client.api.api_version, aliases=[alias])
         defaults = {
             "labels": self.labels,
@@ -254,7 +295,12 @@ class Lab:
         return node
 
     def registry(
-        self, *arguments: str, alias: str = "registry", ttl: float = TTL, port: int = 8888, **options: Any
+        self,
+        *arguments: str,
+        alias: str = "registry",
+        ttl: float = TTL,
+        port: int = 8888,
+        **options: Any,
     ) -> PeerNode:
         """Start the embedded registry, with its own arguments, and wait until it answers."""
         command = ["-m", "kit.peers.registry", "--ttl", str(ttl), *arguments]
@@ -264,18 +310,24 @@ class Lab:
         """Start the toy service on port 8080, with its own arguments, and wait until it answers."""
         return self._peer(["-m", "kit.peers.service", *arguments], alias, 8080, options)
 
-    def _peer(self, command: list[str], alias: str, port: int, options: Mapping[str, Any]) -> PeerNode:
+    def _peer(
+        self, command: list[str], alias: str, port: int, options: Mapping[str, Any]
+    ) -> PeerNode:
         where = ["--host", "0.0.0.0", "--port", str(port), "--verbose"]
         control = port + 1 if "--tls" in command else port
-        node = PeerNode(self.run(self.peer_image, ["python", *command, *where], alias, **options), control)
+        node = PeerNode(
+            self.run(self.peer_image, ["python", *command, *where], alias, **options), control
+        )
         node.wait_for("listening on")
         return node
 
-    def sidecar(self, options: Mapping[str, Any] | None = None, alias: str = "sidecar", **settings: Any) -> Node:
+    def sidecar(
+        self, options: Mapping[str, Any] | None = None, alias: str = "sidecar", **settings: Any
+    ) -> Node:
         """Start a sidecar as hardened as in the template, with a health check every second.
 
-        Arguments: its settings, which by default point to `service` and `registry` and have the interval
-        INTERVAL; `options` for `containers.run` that differ, `image` among them.
+        Args: its settings, which by default point to `service` and `registry` and have the
+        interval INTERVAL; `options` for `containers.run` that differ, `image` among them.
         """
         defaults = {
             "SERVICE_NAME": NAME,
@@ -285,7 +337,12 @@ class Lab:
             "HEARTBEAT_INTERVAL": INTERVAL,
         }
         environment = {name: str(value) for name, value in (defaults | settings).items()}
-        health = {"interval": SECOND, "timeout": 5 * SECOND, "retries": 3, "start_period": 5 * SECOND}
+        health = {
+            "interval": SECOND,
+            "timeout": 5 * SECOND,
+            "retries": 3,
+            "start_period": 5 * SECOND,
+        }
         usual = {**HARDENED, "environment": environment, "healthcheck": health}
         usual |= {"image": self.sidecar_image, "command": None}
         return self.run(alias=alias, **(usual | dict(options or {})))
@@ -336,7 +393,10 @@ class Node:
         return code, output.decode("utf-8", "replace")
 
     def stop(self) -> int:
-        """Stop the container as `docker stop` does; return its exit code, 137 where it took over STOPS_WITHIN."""
+        """Stop the container as `docker stop` does.
+
+        Return its exit code, 137 where it took over STOPS_WITHIN.
+        """
         self.container.stop(timeout=STOPS_WITHIN)
         return int(self.state["ExitCode"])
 
@@ -346,10 +406,17 @@ class Node:
 
     def wait_for(self, pattern: str, times: int = 1, timeout: float = WAIT) -> None:
         """Wait until so many lines of the log match. Raises AssertionError."""
-        wait_until(lambda: self.count(pattern) >= times, timeout, f"{times} lines {pattern!r} of {self.alias}")
+        wait_until(
+            lambda: self.count(pattern) >= times,
+            timeout,
+            f"{times} lines {pattern!r} of {self.alias}",
+        )
 
     def wait_health(self, verdict: str, sentence: str, timeout: float = WAIT) -> None:
-        """Wait until `docker inspect` shows this verdict and a sentence that matches. Raises AssertionError."""
+        """Wait until `docker inspect` shows this verdict and a sentence that matches.
+
+        Raises AssertionError.
+        """
 
         def shown() -> bool:
             status, said = self.health
@@ -366,8 +433,9 @@ class Node:
 
 
 class PeerNode(Node):
-    """A container of the toy service or of the embedded registry. The test talks to it from inside it.
+    """A container of the toy service or of the embedded registry.
 
+    The test talks to it from inside it.
     So the laboratory's network can be cut without cutting off the test.
     """
 
@@ -376,12 +444,18 @@ class PeerNode(Node):
         self.url = f"http://127.0.0.1:{port}/_control"
 
     def tell(self, **commands: object) -> None:
-        """Send commands (peers/registry.py says which) as soon as the peer answers. Raises AssertionError."""
+        """Send commands (peers/registry.py says which) as soon as the peer answers.
+
+        Raises AssertionError.
+        """
         post = ("wget", "-qO-", "--post-data", json.dumps(commands), self.url)
         wait_until(lambda: self.execute(*post)[0] == 0, WAIT, f"{self.alias} takes {commands}")
 
     def control(self, **commands: object) -> dict[str, Any]:
-        """Send commands, if any, and return the peer's state. Raises AssertionError where it does not answer."""
+        """Send commands, if any, and return the peer's state.
+
+        Raises AssertionError where it does not answer.
+        """
         if commands:
             self.tell(**commands)
         said = ""

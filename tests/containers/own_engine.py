@@ -1,12 +1,10 @@
 """A Docker engine of the tests' own, for what must not be done to the one that is in use.
 
-Leaving a swarm makes an engine forget the names of all running containers, on every network: other tests, and
-whatever else runs on the machine, would find nobody any more. So a second dockerd is started in namespaces of
-its own (network, mounts, processes), on a file system in memory. It ends with the process that started it, even
-where that is killed.
+Leaving a swarm makes an engine forget the names of all running containers, on every network: other
+tests, and whatever else runs on the machine, would find nobody any more. So a second dockerd is
+started in namespaces of its own (network, mounts, processes), on a file system in memory. It ends
+with the process that started it, even where that is killed.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
@@ -24,7 +22,8 @@ from kit.sidecar import wait_until
 NEEDED = ("dockerd", "setpriv", "unshare", "ip", "mount")
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 START = """\
-mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up && exec dockerd --config-file "$1/daemon.json" \
+mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up && exec dockerd \
+    --config-file "$1/daemon.json" \
     --host "unix://$1/docker.sock" --data-root /run/data --exec-opt native.cgroupdriver=cgroupfs
 """
 SECONDS = 120.0  # for the start
@@ -49,7 +48,17 @@ class OwnEngine:
         alone = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *alone, "sh", "-c", START, "sh", str(self.directory)],
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    *alone,
+                    "sh",
+                    "-c",
+                    START,
+                    "sh",
+                    str(self.directory),
+                ],
                 env=os.environ | {"PATH": PATH},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

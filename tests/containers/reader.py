@@ -1,4 +1,7 @@
-"""Somebody who reads a document and types its commands in: what follows them there is what they print."""
+"""Somebody who reads a document and types its commands in.
+
+What follows them there is what they print.
+"""
 
 import os
 import subprocess
@@ -19,6 +22,7 @@ class Reader:
         directory: where the commands are typed in.
         replacements: what of the text is called otherwise here, such as an image's name.
         variables: environment variables beside those of the tests.
+
     """
 
     def __init__(

@@ -1,6 +1,7 @@
-"""The compose template, by the examples in its own header, with compose v2 and v1: what it says is what happens."""
+"""The compose template, by the examples in its own header, with compose v2 and v1.
 
-from __future__ import annotations
+What it says is what happens.
+"""
 
 import textwrap
 from datetime import datetime
@@ -37,7 +38,8 @@ from containers.engine import Lab, PeerNode, wait_until
 pytestmark = pytest.mark.docker
 
 TWO_NAMES = {"SERVICE_NAME": NAME, "SERVICE_HOST": HOST}
-# The template has no use for the first, for /tmp is a tmpfs. The second is often set on a host, to a file there.
+# The template has no use for the first, for /tmp is a tmpfs. The second is often set on a host, to
+# a file there.
 NOT_SERVED = {"HEARTBEAT_FILE", "SSL_CERT_FILE"}
 TTL = 60  # seconds: the template's own intervals are tried here
 MANY = 20
@@ -59,7 +61,10 @@ def registry(lab: Lab) -> PeerNode:
 
 
 def config(tool: Tool, directory: Path, **variables: object) -> dict[str, Any]:
-    """Return the template's service as `config` shows it. Raises AssertionError where the file is not valid."""
+    """Return the template's service as `config` shows it.
+
+    Raises AssertionError where the file is not valid.
+    """
     done = run([*tool, "-f", str(TEMPLATE), "config"], directory, **variables)
     assert done.returncode == 0, done.stderr
     return dict(yaml.safe_load(done.stdout)["services"][TEMPLATE_SERVICE])
@@ -69,7 +74,9 @@ def config(tool: Tool, directory: Path, **variables: object) -> dict[str, Any]:
 
 
 @of_both_generations
-def test_with_two_names_set_it_is_valid_and_its_defaults_are_the_agents_own(tool: Tool, tmp_path: Path) -> None:
+def test_with_two_names_set_it_is_valid_and_its_defaults_are_the_agents_own(
+    tool: Tool, tmp_path: Path
+) -> None:
     environment = config(tool, tmp_path, **TWO_NAMES)["environment"]
     assert read_settings(environment).values == read_settings(TWO_NAMES).values
 
@@ -81,7 +88,9 @@ def test_it_passes_every_setting_on(tool: Tool, tmp_path: Path) -> None:
 
 
 @of_both_generations
-def test_limits_image_log_sizes_and_periods_come_from_the_environment(tool: Tool, tmp_path: Path) -> None:
+def test_limits_image_log_sizes_and_periods_come_from_the_environment(
+    tool: Tool, tmp_path: Path
+) -> None:
     values = {
         "SIDECAR_IMAGE": "some/image:1",
         "SIDECAR_CPUS": "0.25",
@@ -102,7 +111,9 @@ def test_limits_image_log_sizes_and_periods_come_from_the_environment(tool: Tool
 
 
 @pytest.mark.parametrize("missing", MESSAGES)
-def test_without_a_name_it_stops_and_says_what_to_set(tool: Tool, tmp_path: Path, missing: str) -> None:
+def test_without_a_name_it_stops_and_says_what_to_set(
+    tool: Tool, tmp_path: Path, missing: str
+) -> None:
     rest = {name: value for name, value in TWO_NAMES.items() if name != missing}
     done = run([*tool, "-f", str(TEMPLATE), "config"], tmp_path, **rest)
     assert done.returncode != 0
@@ -136,7 +147,9 @@ def extended(tool: Tool, lab: Lab, directory: Path, more: str = "") -> Project:
     """Way 3: four lines in the project's file, of which the last may be replaced."""
     example = header()
     *lines, depends_on = example.extends.splitlines()
-    sidecar = textwrap.indent("\n".join([*lines, f"  {more}" if more.strip() else depends_on]) + "\n", "  ")
+    sidecar = textwrap.indent(
+        "\n".join([*lines, f"  {more}" if more.strip() else depends_on]) + "\n", "  "
+    )
     files = {
         "docker-compose.yml": "services:\n" + service(lab.peer_image) + sidecar + example.networks,
         "docker-compose.override.yml": override(str(lab.network.name), SIDECAR),
@@ -186,7 +199,9 @@ def test_with_depends_on_it_starts_when_the_service_is_healthy(
     project = ways[way](tool, lab, tmp_path, header().depends_on)
     file = tmp_path / "docker-compose.yml"
     not_ready = 3  # seconds
-    file.write_text(file.read_text().replace(f"'{PORT}'", f"'{PORT}', '--not-ready-for', '{not_ready}'"))
+    file.write_text(
+        file.read_text().replace(f"'{PORT}'", f"'{PORT}', '--not-ready-for', '{not_ready}'")
+    )
     with project:
         project.run("up", "-d")
         registry.wait_record(NAME)
@@ -210,7 +225,9 @@ def test_twenty_services_each_with_its_sidecar_by_extends(
     numbers = [f"{number:02}" for number in range(1, MANY + 1)]
     pairs = "".join(
         service(lab.peer_image, f"{HOST}-{number}", healthcheck=False)
-        + textwrap.indent(example.extends, "  ").replace(HOST, f"{HOST}-{number}").replace(NAME, f"{NAME}_{number}")
+        + textwrap.indent(example.extends, "  ")
+        .replace(HOST, f"{HOST}-{number}")
+        .replace(NAME, f"{NAME}_{number}")
         for number in numbers
     )
     sidecars = [f"{HOST}-{number}-sidecar" for number in numbers]
@@ -224,7 +241,9 @@ def test_twenty_services_each_with_its_sidecar_by_extends(
         expected = {f"{NAME}_{number}": f"http://{HOST}-{number}:{PORT}" for number in numbers}
 
         def endpoints() -> dict[str, str]:
-            return {name: record["endpoint"] for name, record in registry.control()["records"].items()}
+            return {
+                name: record["endpoint"] for name, record in registry.control()["records"].items()
+            }
 
         wait_until(lambda: endpoints() == expected, 120, "all services in the registry")
         nodes = project.nodes()

@@ -1,4 +1,7 @@
-"""The README's and the guide's commands, typed in as they stand there, beside a service that knows no registry."""
+"""The README's and the guide's commands, typed in as they stand there.
+
+Beside a service that knows no registry.
+"""
 
 import re
 import socket
@@ -91,7 +94,10 @@ def merged() -> str:
 
 @pytest.fixture
 def project(lab: Lab, service_image: str, tmp_path: Path) -> Iterator[Project]:
-    """A project into which the README's compose file has been merged; the interval is scaled down."""
+    """A project into which the README's compose file has been merged.
+
+    The interval is scaled down.
+    """
     service = {"container_name": HOST, "image": service_image, "networks": [NETWORK]}
     scaled = yaml.safe_load(HEALTH_OFTEN) | {"environment": {"HEARTBEAT_INTERVAL": INTERVAL}}
     override = {
@@ -108,7 +114,10 @@ def project(lab: Lab, service_image: str, tmp_path: Path) -> Iterator[Project]:
 
 @pytest.fixture
 def reader(project: Project, registry: PeerNode, port: int) -> Reader:
-    """Somebody who types in what a document says. Differs from it: names of image and network, the registry's port."""
+    """Somebody who types in what a document says.
+
+    Differs from it: names of image and network, the registry's port.
+    """
     assert registry.control()
     lab = project.lab
     replacements = {
@@ -152,7 +161,8 @@ def test_the_guide_from_the_first_start_through_the_drill(reader: Reader) -> Non
         if each.language == "console":
             reader.type_in(each.text)
     reader.do(block(GUIDE, "Upgrading", "sh").text)
-    reader.wait_for(f"docker logs {SIDECAR}", "Service registered successfully: osint_service at …")
+    registered = "Service registered successfully: osint_service at …"
+    reader.wait_for(f"docker logs {SIDECAR}", registered)
 
 
 def test_a_look_finds_a_bad_health_file_and_a_refused_token(

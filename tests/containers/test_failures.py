@@ -1,14 +1,12 @@
-"""The failure table on real containers. Every sidecar has 24 MB of memory, and must live through all of it.
+"""The failure table on real containers.
 
-After each failure the record is right again within the promised time, and the sidecar has neither restarted
-nor been unhealthy.
+Every sidecar has 24 MB of memory, and must live through all of it. After each failure the record is
+right again within the promised time, and the sidecar has neither restarted nor been unhealthy.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -30,7 +28,8 @@ while True:
 """
 HEAVY = (
     "gzip_bomb", "huge_body", "huge_chunked", "endless_body", "endless_header_line", "many_headers",
-    "deep_json", "chunk_negative", "chunk_huge", "endless_chunk_line", "endless_trailers", "interim_103",
+    "deep_json", "chunk_negative", "chunk_huge", "endless_chunk_line", "endless_trailers",
+    "interim_103",
 )  # fmt: skip
 
 
@@ -45,7 +44,10 @@ class Scene(NamedTuple):
 
 @pytest.fixture
 def scene(lab: Lab) -> Iterator[Scene]:
-    """A service that its sidecar keeps registered. At the end the sidecar must have had a calm life."""
+    """A service that its sidecar keeps registered.
+
+    At the end the sidecar must have had a calm life.
+    """
     scene = Scene(lab, lab.registry(), lab.service(), lab.sidecar(TIGHT))
     scene.registry.wait_record()
     scene.sidecar.wait_health("healthy", "^registered")
@@ -54,7 +56,10 @@ def scene(lab: Lab) -> Iterator[Scene]:
 
 
 def assert_calm(sidecar: Node) -> None:
-    """Check that the sidecar has never restarted, run out of memory or into a bug, and is healthy."""
+    """Check that the sidecar has never restarted, run out of memory or into a bug.
+
+    Is healthy.
+    """
     state = sidecar.state
     assert state["Status"] == "running"
     assert not state["OOMKilled"]
@@ -64,7 +69,10 @@ def assert_calm(sidecar: Node) -> None:
 
 
 def promised(sidecar: Node) -> float:
-    """Return the seconds within which the sidecar comes back: its present wait, as logged, or two intervals."""
+    """Return the seconds within which the sidecar comes back.
+
+    Its present wait, as logged, or two intervals.
+    """
     waits = RETRY.findall(sidecar.log)
     return max(float(waits[-1]) if waits else 0.0, 2 * INTERVAL) + SLACK
 
@@ -81,7 +89,11 @@ def assert_registered(registry: PeerNode, sidecar: Node, version: str = "1.0.0")
     assert record["metadata"] == {"version": version, "status": "healthy"}
     sidecar.wait_health("healthy", "^registered, last heartbeat")
     seen = record["last_heartbeat"]
-    wait_until(lambda: (registry.record() or {}).get("last_heartbeat", seen) > seen, SLACK, "another heartbeat")
+    wait_until(
+        lambda: (registry.record() or {}).get("last_heartbeat", seen) > seen,
+        SLACK,
+        "another heartbeat",
+    )
 
 
 # ---------------------------------------------------------------------------- the registry
@@ -89,7 +101,9 @@ def assert_registered(registry: PeerNode, sidecar: Node, version: str = "1.0.0")
 
 def test_registry_absent_at_the_start(lab: Lab) -> None:
     _service, sidecar = lab.service(), lab.sidecar(TIGHT)
-    sidecar.wait_health("healthy", r"^registry unreachable for \d+ s \(attempt [2-9]\): name look-up failed")
+    sidecar.wait_health(
+        "healthy", r"^registry unreachable for \d+ s \(attempt [2-9]\): name look-up failed"
+    )
     registry = lab.registry()
     assert_registered(registry, sidecar)
     assert_calm(sidecar)
@@ -165,14 +179,21 @@ def test_service_restarted_with_a_new_version(scene: Scene) -> None:
 
 
 def test_sidecar_killed(lab: Lab) -> None:
-    """The restart policy brings it back, and it registers again; the service's record need not even expire."""
+    """The restart policy brings it back, and it registers again.
+
+    The service's record need not even expire.
+    """
     registry, _service, sidecar = lab.registry(), lab.service(), lab.sidecar(TIGHT)
     first = registry.wait_record()["registered_at"]
-    # From the host's process space: neither `docker kill` (which the engine takes for a stop that was wanted)
-    # nor a process inside (where PID 1 is immune) would do.
+    # From the host's process space: neither `docker kill` (which the engine takes for a stop that
+    # was wanted) nor a process inside (where PID 1 is immune) would do.
     killer = ["python", "-c", f"import os; os.kill({sidecar.state['Pid']}, 9)"]
     lab.run(lab.peer_image, killer, "killer", pid_mode="host")
-    wait_until(lambda: (registry.record() or {}).get("registered_at", first) > first, SLACK, "a new registration")
+    wait_until(
+        lambda: (registry.record() or {}).get("registered_at", first) > first,
+        SLACK,
+        "a new registration",
+    )
     assert sidecar.restarts == 1
     assert sidecar.count("Registry sidecar starts") == 2
     assert_registered(registry, sidecar)
@@ -183,8 +204,12 @@ def test_dead_dns(lab: Lab) -> None:
     dns = lab.run(lab.peer_image, ["python", "-c", SILENT_DNS], "dns")
     lab.service()
     # The engine answers for containers' names by itself, and asks this DNS for all others.
-    sidecar = lab.sidecar({**TIGHT, "dns": [dns.address]}, REGISTRY_URL="http://registry.example:8888")
-    sidecar.wait_health("healthy", r"^registry unreachable for \d+ s \(attempt [2-9]\): no answer within 1 s")
+    sidecar = lab.sidecar(
+        {**TIGHT, "dns": [dns.address]}, REGISTRY_URL="http://registry.example:8888"
+    )
+    sidecar.wait_health(
+        "healthy", r"^registry unreachable for \d+ s \(attempt [2-9]\): no answer within 1 s"
+    )
     assert_calm(sidecar)
     assert sidecar.stop() == 0
 
@@ -192,9 +217,16 @@ def test_dead_dns(lab: Lab) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_in_the_network_of_a_service_that_restarts(lab: Lab) -> None:
-    """Two minutes after, the sidecar ends, and its restart policy brings it into the service's new network."""
+    """Two minutes after, the sidecar ends.
+
+    Its restart policy brings it into the service's new network.
+    """
     registry, service = lab.registry(ttl=60), lab.service()
-    shared = {"network": None, "networking_config": None, "network_mode": f"container:{service.container.id}"}
+    shared = {
+        "network": None,
+        "networking_config": None,
+        "network_mode": f"container:{service.container.id}",
+    }
     sidecar = lab.sidecar(TIGHT | shared, HEARTBEAT_INTERVAL=30)
     first = registry.wait_record()["registered_at"]
     service.container.restart(timeout=1)
@@ -228,14 +260,19 @@ def test_every_fault_of_a_peer(lab: Lab, operation: str) -> None:
     assert_calm(sidecar)
 
 
+def registrations(state: dict[str, Any]) -> int:
+    """Return how many have come, by what the registry tells of itself."""
+    return int(state["counts"]["register"])
+
+
 def test_every_heavy_answer_to_a_registration(lab: Lab) -> None:
     registry, _service = lab.registry(), lab.service()
     sidecar = lab.sidecar({**TIGHT, "nano_cpus": SECOND}, HEARTBEAT_INTERVAL=1)
     registry.wait_record()
     for fault in HEAVY:
-        asked = registry.control(play=["register", fault])["counts"]["register"]
+        asked = registrations(registry.control(play=["register", fault]))
         registry.tell(forget=NAME)
-        wait_until(lambda: registry.control()["counts"]["register"] > asked, SLACK, fault)  # noqa: B023
+        wait_until(lambda: registrations(registry.control()) > asked, SLACK, fault)  # noqa: B023
         registry.wait_record(timeout=promised(sidecar))
     assert_registered(registry, sidecar)
     assert_calm(sidecar)

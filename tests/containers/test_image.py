@@ -1,7 +1,5 @@
 """The image: its size, what is in it and what is not, and how it is built."""
 
-from __future__ import annotations
-
 import io
 import re
 import shutil
@@ -89,7 +87,8 @@ def test_history_is_short_and_names_no_tool(
 
 def test_nothing_is_in_it_that_it_does_not_need(files: dict[str, bytes]) -> None:
     unwanted = re.compile(
-        r"(^|/)(pip|ensurepip|setuptools|wheel|gcc|cc|apk)($|/|-)|(^|/)tests?/|\.(py|h|a|whl)$|requirements"
+        r"(^|/)(pip|ensurepip|setuptools|wheel|gcc|cc|apk)($|/|-)|(^|/)tests?/|\.(py|h|a|whl)$"
+        r"|requirements"
     )
     assert [path for path in files if unwanted.search(path)] == []
 

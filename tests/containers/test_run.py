@@ -1,7 +1,5 @@
 """The hardened container: registered, healthy, stopped; what it costs."""
 
-from __future__ import annotations
-
 import re
 from datetime import datetime
 
@@ -11,7 +9,9 @@ from containers.engine import WAIT, Lab, Node, wait_until
 
 pytestmark = pytest.mark.docker
 
-PROMPTLY = 20  # seconds from a ready service to its record: 10 are promised at 0.1 CPU; a busy machine takes longer
+# Seconds from a ready service to its record: 10 are promised at 0.1 CPU; a busy machine takes
+# longer.
+PROMPTLY = 20
 MEMORY = 18 * 1024  # kB
 
 
@@ -54,14 +54,20 @@ def test_ready_follows_registration(lab: Lab) -> None:
 
 
 def test_a_look_before_the_start(lab: Lab) -> None:
-    """`docker run --rm ... IMAGE --check` beside a service and a registry, then beside names that nobody has."""
+    """`docker run --rm ...
+
+    IMAGE --check` beside a service and a registry, then beside names that nobody has.
+    """
     registry, service = lab.registry(), lab.service()
     lines = {
-        0: ["settings: fine", "SERVICE_HOST, service: fine, at ", "http probe of http://service:8080/health: fine",
-            "REGISTRY_URL, registry: fine, at ", "list of http://registry:8888: fine, osint_service is not yet listed",
+        0: ["settings: fine", "SERVICE_HOST, service: fine, at ",
+            "http probe of http://service:8080/health: fine",
+            "REGISTRY_URL, registry: fine, at ",
+            "list of http://registry:8888: fine, osint_service is not yet listed",
             "token: none is set, and none will be sent"],
-        1: ["settings: fine", "SERVICE_HOST, nobody: not fine: name look-up failed: Name does not resolve; share its",
-            "REGISTRY_URL, nowhere: not fine: name look-up failed: Name does not resolve; share its",
+        1: ["settings: fine",
+            "SERVICE_HOST, nobody: not fine: name look-up failed: Name does not resolve; share",
+            "REGISTRY_URL, nowhere: not fine: name look-up failed: Name does not resolve; share",
             "token: none is set, and none will be sent"],
         2: ["Bad setting: SERVICE_PORT=x: "],
     }  # fmt: skip

@@ -1,6 +1,7 @@
-"""A caller that looks the service up and calls it all the time, while Compose stops service and sidecar."""
+"""A caller that looks the service up and calls it all the time.
 
-from __future__ import annotations
+While Compose stops service and sidecar.
+"""
 
 import re
 from pathlib import Path
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.docker
 
 POLL = 1  # seconds between two looks at the record
 NEVER = 3600
-# Calls wherever the last record said, as long as there is one; prints each call that fails, and how many did not.
+# Calls wherever the last record said, as long as there is one; prints each call that fails, and how
+# many did not.
 CALLER = """
 import functools, json, re, socket, sys, time, urllib.error, urllib.request
 registry, every = sys.argv[1], float(sys.argv[2])
@@ -25,7 +27,8 @@ while True:
     if time.monotonic() >= looked + every:
         looked = time.monotonic()
         try:
-            endpoint = re.sub("vertice-osint", lambda name: resolve(name[0]), fetch(registry, 5)["endpoint"])
+            found = fetch(registry, 5)["endpoint"]
+            endpoint = re.sub("vertice-osint", lambda name: resolve(name[0]), found)
         except urllib.error.HTTPError as error:
             endpoint = None
             print(f"no record ({error.code}) after {calls} calls", flush=True)
@@ -41,7 +44,8 @@ while True:
 
 def project(lab: Lab, directory: Path, depends_on: bool, drain: float) -> Project:
     """Return a service and its sidecar."""
-    sidecar = f"""\
+    sidecar = (
+        f"""\
   {SIDECAR}:
     image: {lab.sidecar_image}
     environment:
@@ -51,13 +55,17 @@ def project(lab: Lab, directory: Path, depends_on: bool, drain: float) -> Projec
       REGISTRY_URL: http://{REGISTRY}:8888
       DRAIN_SECONDS: {drain}
     networks: [maximus-network]
-""" + f"    depends_on: [{HOST}]\n" * depends_on
+"""
+        + f"    depends_on: [{HOST}]\n" * depends_on
+    )
     networks = f"networks:\n  maximus-network: {{external: true, name: {lab.network.name}}}\n"
     text = "services:\n" + service(lab.peer_image, healthcheck=False) + sidecar + networks
     return Project(find_tool("v2"), lab, directory, {"docker-compose.yml": text})
 
 
-def failed_calls(lab: Lab, directory: Path, depends_on: bool, drain: float, poll: float = POLL) -> tuple[int, Node]:
+def failed_calls(
+    lab: Lab, directory: Path, depends_on: bool, drain: float, poll: float = POLL
+) -> tuple[int, Node]:
     """Return how many calls failed while Compose stopped both, and the caller."""
     registry: PeerNode = lab.registry(alias=REGISTRY, ttl=60)
     with project(lab, directory, depends_on, drain) as both:
@@ -76,7 +84,9 @@ def failed_calls(lab: Lab, directory: Path, depends_on: bool, drain: float, poll
 def test_with_depends_on_and_a_drain_not_one_call_fails(lab: Lab, tmp_path: Path) -> None:
     failed, caller = failed_calls(lab, tmp_path, depends_on=True, drain=3)
     assert failed == 0
-    (calls, *_) = map(int, re.findall(r"after (\d+) calls", caller.log))  # it noticed that the record was gone
+    (calls, *_) = map(
+        int, re.findall(r"after (\d+) calls", caller.log)
+    )  # it noticed that the record was gone
     assert calls > 10
 
 

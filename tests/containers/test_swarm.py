@@ -1,10 +1,10 @@
-"""The compose template by `docker stack deploy`, on an engine of the tests' own that is a swarm of one node.
+"""The compose template by `docker stack deploy`.
 
-The peers are reached by the names of their tasks (`endpoint_mode: dnsrr`): virtual addresses need IPVS, which
-not every kernel has, and the sidecar does not care.
+On an engine of the tests' own that is a swarm of one node.
+
+The peers are reached by the names of their tasks (`endpoint_mode: dnsrr`): virtual addresses need
+IPVS, which not every kernel has, and the sidecar does not care.
 """
-
-from __future__ import annotations
 
 import contextlib
 import re
@@ -76,7 +76,9 @@ class SwarmLab(Lab):
 
     def __enter__(self) -> Self:
         name = unique("overlay")
-        self.network = self.client.networks.create(name, driver="overlay", attachable=True, labels=self.labels)
+        self.network = self.client.networks.create(
+            name, driver="overlay", attachable=True, labels=self.labels
+        )
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -98,9 +100,10 @@ def registry(lab: SwarmLab) -> PeerNode:
 
 
 class Stack:
-    """The toy service and its sidecar by the template, as a stack. A context manager: it removes the stack.
+    """The toy service and its sidecar by the template, as a stack.
 
-    Arguments: the laboratory; a directory; variables of the template beside those that it needs.
+    A context manager: it removes the stack.
+    Args: the laboratory; a directory; variables of the template beside those that it needs.
     """
 
     def __init__(self, lab: SwarmLab, directory: Path, **variables: object) -> None:
@@ -129,7 +132,9 @@ class Stack:
             print(*(node.describe() for node in self.nodes()), sep="\n")
             print(*self.tasks(), sep="\n")
         self.run("rm", self.name)
-        wait_until(lambda: not self.services() and not self.nodes(all=True), PATIENCE, "the stack gone")
+        wait_until(
+            lambda: not self.services() and not self.nodes(all=True), PATIENCE, "the stack gone"
+        )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `docker stack` command."""
@@ -143,14 +148,21 @@ class Stack:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def deploy(self, *files: Path, **variables: object) -> None:
-        """Deploy the files, by default the service's and the template; variables stay set for the next time."""
+        """Deploy the files, by default the service's and the template.
+
+        Variables stay set for the next time.
+        """
         self.variables |= variables
         options = [word for file in (files or (self.own, TEMPLATE)) for word in ("-c", str(file))]
         done = self.run("deploy", "--resolve-image", "never", *options, self.name)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def services(self) -> list[Service]:
-        return list(self.lab.client.services.list(filters={"label": f"com.docker.stack.namespace={self.name}"}))
+        return list(
+            self.lab.client.services.list(
+                filters={"label": f"com.docker.stack.namespace={self.name}"}
+            )
+        )
 
     def service(self, name: str = TEMPLATE_SERVICE) -> Service:
         """Return one of the stack's services, as it is now."""
@@ -177,7 +189,8 @@ class Stack:
 
     def tasks(self) -> list[dict[str, Any]]:
         """Return all tasks that there have been, as the engine shows them."""
-        return [task for service in self.services() for task in service.tasks()]  # type: ignore[no-untyped-call]
+        services: list[Any] = self.services()
+        return [task for service in services for task in service.tasks()]
 
 
 # ---- the tests
@@ -208,7 +221,10 @@ def test_a_stack_with_the_template_is_registered_and_confined(
 def test_after_a_rolling_update_the_service_is_registered(
     lab: SwarmLab, registry: PeerNode, tmp_path: Path, deregister: str
 ) -> None:
-    """Where the new task starts before the old one stops, that may take the new one's record away."""
+    """Where the new task starts before the old one stops.
+
+    That may take the new one's record away.
+    """
     with Stack(lab, tmp_path, SERVICE_METADATA="release=1", DEREGISTER_ON_EXIT=deregister) as stack:
         more = f"{HEALTH_OFTEN}\n    deploy: {{update_config: {{order: start-first, monitor: 1s}}}}"
         stack.own.write_text(stack.own.read_text().replace(HEALTH_OFTEN, more))
@@ -223,8 +239,8 @@ def test_after_a_rolling_update_the_service_is_registered(
         wait_until(updated, PATIENCE, "the update completed")
         second = stack.sidecar()
         assert second.container.id != first.container.id
-        # The old task has had its say by now. Where it took away the new one's record, that is back by the
-        # second heartbeat that is accepted.
+        # The old task has had its say by now. Where it took away the new one's record, that is back
+        # by the second heartbeat that is accepted.
         beats = registry.count(f"heartbeat {NAME} -> 200")
         registry.wait_for(f"heartbeat {NAME} -> 200", times=beats + 2)
         record = registry.record(NAME)
@@ -232,7 +248,9 @@ def test_after_a_rolling_update_the_service_is_registered(
         assert record["metadata"]["release"] == "2"
         taken_away = registry.count(f"deregister {NAME} -> 200")
         lost = registry.count(f"heartbeat {NAME} -> 404")
-        if deregister == "false":  # the record was never absent: nobody took it away, and the TTL is long
+        if (
+            deregister == "false"
+        ):  # the record was never absent: nobody took it away, and the TTL is long
             assert (taken_away, lost) == (0, 0)
         else:
             assert taken_away <= 1

@@ -1,7 +1,5 @@
 """Nothing of a test run stays on the engine, whatever becomes of its tests."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +23,8 @@ def test_messy(client, run, lab, image):
     labels = {RUN: run}
     network = client.networks.create(f"stray-{run}", labels=labels)
     client.volumes.create(f"stray-{run}", labels=labels)
-    client.containers.run(image, detach=True, labels=labels, name=f"stray-{run}", network=network.name)
+    name = f"stray-{run}"
+    client.containers.run(image, detach=True, labels=labels, name=name, network=network.name)
     ENDING
 """
 
@@ -35,15 +34,22 @@ def test_messy(client, run, lab, image):
     [("pass", 0), ("raise AssertionError", 1), ("os.kill(os.getpid(), signal.SIGINT)", 2)],
     ids=["passes", "fails", "is interrupted"],
 )
-def test_the_sweep_leaves_nothing(client: docker.DockerClient, tmp_path: Path, ending: str, code: int) -> None:
-    """Arguments: what the mini-test does at its end, and the exit code of its pytest."""
+def test_the_sweep_leaves_nothing(
+    client: docker.DockerClient, tmp_path: Path, ending: str, code: int
+) -> None:
+    """Args: what the mini-test does at its end, and the exit code of its pytest."""
     (tmp_path / "test_messy.py").write_text(MESSY_TEST.replace("ENDING", ending))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-c", ".pytest.ini", "-p", "containers.conftest", "-s", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-c", ".pytest.ini", "-p", "containers.conftest",
+         "-s", str(tmp_path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == code, done.stdout
-    (run,) = [line.split()[-1] for line in done.stdout.splitlines() if "run " in line and line.split()[-2] == "run"]
+    (run,) = [
+        line.split()[-1]
+        for line in done.stdout.splitlines()
+        if "run " in line and line.split()[-2] == "run"
+    ]
     label = f"{RUN}={run}"
     assert client.containers.list(all=True, filters={"label": label}, ignore_removed=True) == []
     assert client.networks.list(filters={"label": label}) == []

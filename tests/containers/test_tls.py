@@ -1,6 +1,7 @@
-"""An https registry, an https service: the TLS variant speaks with them, or says why not; the default one names it."""
+"""An https registry, an https service.
 
-from __future__ import annotations
+The TLS variant speaks with them, or says why not; the default one names it.
+"""
 
 import re
 from collections.abc import Mapping
@@ -16,11 +17,13 @@ URL = "https://registry:8888"
 CA_FILE = "/tls/ca.pem"
 
 
-def tls_lab(lab: Lab, image: str, hostname: str, trusted: bool, **settings: str) -> tuple[Node, Node]:
+def tls_lab(
+    lab: Lab, image: str, hostname: str, trusted: bool, **settings: str
+) -> tuple[Node, Node]:
     """Start an https registry, a service and a sidecar; return the registry and the sidecar.
 
-    Arguments: the name in the registry's certificate; whether the sidecar is given the CA that signed it, or
-    some other; more settings.
+    Args: the name in the registry's certificate; whether the sidecar is given the CA that
+    signed it, or some other; more settings.
     """
     ca, other = trustme.CA(), trustme.CA()
     certificate = ca.issue_cert(hostname)
@@ -48,9 +51,17 @@ def test_it_registers_over_https(lab: Lab, tls_image: str) -> None:
 @pytest.mark.parametrize(
     ("hostname", "trusted", "settings", "why"),
     [
-        pytest.param("registry", False, {"REGISTRY_CA_FILE": CA_FILE}, "unable to get local issuer", id="other CA"),
+        pytest.param(
+            "registry",
+            False,
+            {"REGISTRY_CA_FILE": CA_FILE},
+            "unable to get local issuer",
+            id="other CA",
+        ),
         pytest.param("registry", True, {}, "unable to get local issuer", id="CA not given"),
-        pytest.param("elsewhere", True, {"REGISTRY_CA_FILE": CA_FILE}, "Hostname mismatch", id="other host"),
+        pytest.param(
+            "elsewhere", True, {"REGISTRY_CA_FILE": CA_FILE}, "Hostname mismatch", id="other host"
+        ),
     ],
 )
 def test_a_wrong_certificate_is_refused(
@@ -85,14 +96,21 @@ def test_an_https_service_is_verified_by_its_own_authority(lab: Lab, tls_image: 
     ca = trustme.CA()
     certificate = ca.issue_cert("service")
     pem = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
-    files = {"ca.pem": ca.cert_pem.bytes(), "cert.pem": pem, "key.pem": certificate.private_key_pem.bytes()}
+    files = {
+        "ca.pem": ca.cert_pem.bytes(),
+        "cert.pem": pem,
+        "key.pem": certificate.private_key_pem.bytes(),
+    }
     volumes = {lab.volume(files): {"bind": "/tls", "mode": "ro"}}
     registry = lab.registry()
-    lab.run(lab.peer_image, ["python", "-m", "kit.peers.service", "--host", "0.0.0.0", "--port", "8443",
-                             "--tls", "/tls/cert.pem", "/tls/key.pem"], "service", volumes=volumes)  # fmt: skip
+    tls = ["--port", "8443", "--tls", "/tls/cert.pem", "/tls/key.pem"]
+    command = ["python", "-m", "kit.peers.service", "--host", "0.0.0.0", *tls]
+    lab.run(lab.peer_image, command, "service", volumes=volumes)
     settings = {"SERVICE_PORT": "8443", "SERVICE_SCHEME": "https"}
     strange = lab.sidecar({"image": tls_image}, alias="strange", **settings)
-    strange.wait_for("Waiting for the service at https://service:8443: certificate refused: unable to get local issuer")
+    strange.wait_for(
+        "Waiting for the service at https://service:8443: certificate refused: unable to get local"
+    )
     assert registry.record() is None
     lab.sidecar({"image": tls_image, "volumes": volumes}, SERVICE_CA_FILE=CA_FILE, **settings)
     assert registry.wait_record()["endpoint"] == "https://service:8443"

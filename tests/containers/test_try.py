@@ -1,4 +1,7 @@
-"""docker/try.yml, as the README tells to use it: what is typed in, what it prints, and that nothing is left."""
+"""docker/try.yml, as the README tells to use it.
+
+What is typed in, what it prints, and that nothing is left.
+"""
 
 import re
 import subprocess
@@ -45,7 +48,10 @@ class Terminal:
 
 @pytest.fixture
 def reader(client: docker.DockerClient) -> Iterator[Reader]:
-    """Somebody in a fresh clone. Differs from the text: the project's name and the registry's port."""
+    """Somebody in a fresh clone.
+
+    Differs from the text: the project's name and the registry's port.
+    """
     assert client
     find_tool("v2")
     name, port = unique("try"), str(ToyService().port)
@@ -116,7 +122,10 @@ def test_the_commands_do_what_the_readme_says(
 
 
 def check_reach(client: docker.DockerClient, reader: Reader) -> None:
-    """Check that one port is published, on this machine alone, and that each is on one network of their own."""
+    """Check that one port is published, on this machine alone.
+
+    That each is on one network of their own.
+    """
     label = f"com.docker.compose.project={reader.environment['COMPOSE_PROJECT_NAME']}"
     containers = client.containers.list(filters={"label": label})
     assert len(containers) == 3

@@ -1,7 +1,5 @@
 """The agent is PID 1 of its container: what others leave behind is left to it, and it reaps it."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

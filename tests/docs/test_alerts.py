@@ -1,7 +1,9 @@
-"""The guide's alert rules, by promtool's own unit tests: what fires in which situation, and when nothing does.
+"""The guide's alert rules, by promtool's own unit tests.
 
-With made-up metrics of 90 services behind three replicas. With a real Prometheus, agents and registries, `alerts.py`
-tries the same, see tests/long/test_alerts.py.
+What fires in which situation, and when nothing does.
+
+With made-up metrics of 90 services behind three replicas. With a real Prometheus, agents and
+registries, `alerts.py` tries the same, see tests/long/test_alerts.py.
 """
 
 import shutil
@@ -82,7 +84,10 @@ def gauge(is_open: bool) -> dict[str, str]:
 
 
 def fires(tmp_path: Path, series: list[dict[str, str]], names: set[str]) -> None:
-    """Have promtool check that nothing fires before the situation, and ten minutes after it just these rules."""
+    """Have promtool check that nothing fires before the situation.
+
+    Ten minutes after it just these rules.
+    """
     (tmp_path / "rules.yml").write_text(guides_rules())
     shown = [
         f'ALERTS{{alertname="{name}",alertstate="firing",severity="{severity}"}}'

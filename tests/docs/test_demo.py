@@ -1,6 +1,7 @@
-"""The demo as people run it: it works, notices an agent that is broken, and leaves nothing behind."""
+"""The demo as people run it.
 
-from __future__ import annotations
+It works, notices an agent that is broken, and leaves nothing behind.
+"""
 
 import contextlib
 import os
@@ -64,8 +65,16 @@ DEMO = [sys.executable, "-m", "demo"]
 
 
 def surroundings(directory: Path, **more: str) -> dict[str, str]:
-    """Return an environment in which the demo's temporary files lie in this directory, and lines are not wrapped."""
-    settings = {"TMPDIR": directory, "COLUMNS": "1000", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": TESTS}
+    """Return an environment in which the demo's temporary files lie in this directory.
+
+    Lines are not wrapped.
+    """
+    settings = {
+        "TMPDIR": directory,
+        "COLUMNS": "1000",
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONPATH": TESTS,
+    }
     return environment(settings | {"http_proxy": "http://127.0.0.1:9"} | more)
 
 
@@ -139,7 +148,9 @@ def test_a_broken_agent_is_noticed(tmp_path: Path, bug: str, step: int, words: s
 
 
 @contextlib.contextmanager
-def demo_on_a_terminal(directory: Path, **more: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[str]]]:
+def demo_on_a_terminal(
+    directory: Path, **more: str
+) -> Iterator[tuple[subprocess.Popen[bytes], IO[str]]]:
     """Yield a demo in a process group of its own, and what it prints on a terminal."""
     screen, terminal = pty.openpty()
     with open(screen, encoding="utf-8") as output:
@@ -169,10 +180,15 @@ def demo_on_a_terminal(directory: Path, **more: str) -> Iterator[tuple[subproces
 def test_a_signal_ends_it_and_all_that_it_started(
     tmp_path: Path, moment: str, number: signal.Signals, no_color: str
 ) -> None:
-    """Ctrl-C on a terminal is a SIGINT for the whole process group. It is in colour there unless NO_COLOR is set."""
+    """Ctrl-C on a terminal is a SIGINT for the whole process group.
+
+    It is in colour there unless NO_COLOR is set.
+    """
     lines = []
     with demo_on_a_terminal(tmp_path, NO_COLOR=no_color) as (demo, output):
-        with contextlib.suppress(OSError):  # so ends a terminal whose last process has gone, on Linux
+        with contextlib.suppress(
+            OSError
+        ):  # so ends a terminal whose last process has gone, on Linux
             for line in output:
                 lines.append(line)
                 if moment in line:

@@ -1,9 +1,10 @@
-"""The guide's files are valid: Kubernetes manifests, alert rules, and every sidecar's settings in them.
+"""The guide's files are valid.
 
-What needs a Docker engine, the compose files and the drill, is tried in tests/containers/test_documents.py.
+Kubernetes manifests, alert rules, and every sidecar's settings in them.
+
+What needs a Docker engine, the compose files and the drill, is tried in
+tests/containers/test_documents.py.
 """
-
-from __future__ import annotations
 
 import re
 import shutil
@@ -26,7 +27,12 @@ KUBERNETES = "1.29"  # the first with native sidecars, which the guide asks for
 
 def files(key: str) -> list[tuple[Block, Any]]:
     """Return the documents in the guide's YAML blocks that have this top-level key."""
-    found = [(b, document) for b in blocks(GUIDE) if b.language == "yaml" for document in yaml.safe_load_all(b.text)]
+    found = [
+        (b, document)
+        for b in blocks(GUIDE)
+        if b.language == "yaml"
+        for document in yaml.safe_load_all(b.text)
+    ]
     return [(block, document) for block, document in found if key in document]
 
 
@@ -36,7 +42,9 @@ COMPOSE = [document for _, document in files("services")]
 
 def test_every_block_is_of_a_kind_that_some_test_looks_at() -> None:
     assert {b.language for b in blocks(GUIDE)} == {"yaml", "console", "sh"}
-    yaml_documents = [d for b in blocks(GUIDE) if b.language == "yaml" for d in yaml.safe_load_all(b.text)]
+    yaml_documents = [
+        d for b in blocks(GUIDE) if b.language == "yaml" for d in yaml.safe_load_all(b.text)
+    ]
     known = [files(key) for key in ("apiVersion", "services", "groups", "scrape_configs")]
     assert len(yaml_documents) == sum(map(len, known))
 
@@ -47,8 +55,13 @@ def test_kubernetes_manifests_fit_the_schema(manifest: dict[str, Any]) -> None:
 
 
 def settings_of(example: dict[str, Any]) -> dict[str, str]:
-    """Return the environment of a container, as Compose or Kubernetes writes it, with ${X:-default} filled in."""
-    given = example.get("environment") or {each["name"]: each["value"] for each in example.get("env", [])}
+    """Return the environment of a container, as Compose or Kubernetes writes it.
+
+    With ${X:-default} filled in.
+    """
+    given = example.get("environment") or {
+        each["name"]: each["value"] for each in example.get("env", [])
+    }
     return {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", str(value)) for name, value in given.items()}
 
 
@@ -75,7 +88,9 @@ def test_the_alert_rules_are_valid(tmp_path: Path) -> None:
     if promtool is None:
         pytest.skip("promtool is not installed: only the rules' structure was checked")
     (tmp_path / "rules.yml").write_text(block.text)
-    done = subprocess.run([promtool, "check", "rules", tmp_path / "rules.yml"], capture_output=True, text=True)
+    done = subprocess.run(
+        [promtool, "check", "rules", tmp_path / "rules.yml"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -1,7 +1,5 @@
 """Does the README tell the truth? Its settings, its log and health lines, its commands."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -63,8 +61,12 @@ def test_the_settings_table_is_complete_and_its_defaults_are_right() -> None:
 
 def test_the_size_that_it_tells_of_agent_py_is_its_own() -> None:
     lines = (ROOT / "agent.py").read_text(encoding="utf-8").splitlines()
-    job = next(number for number, line in enumerate(lines) if re.fullmatch("# -+ the registry", line))
-    told = re.search(r"script of ([\d,]+) lines, of which the\s+first (\d+) are the job", read(README))
+    job = next(
+        number for number, line in enumerate(lines) if re.fullmatch("# -+ the registry", line)
+    )
+    told = re.search(
+        r"script of ([\d,]+) lines, of which the\s+first (\d+) are the job", read(README)
+    )
     assert told
     assert abs(int(told[1].replace(",", "")) - len(lines)) <= 100
     assert abs(int(told[2]) - job) <= 50
@@ -82,7 +84,7 @@ def forgets(registry: Registry) -> bool:
 
 
 def real_output() -> tuple[list[str], list[str]]:
-    """Return the log and the health lines of real agents that went through all that the README tells of."""
+    """Return the log and the health lines of real agents in all that the README tells of."""
     health: list[str] = []
 
     def note(sidecar: Sidecar, *patterns: str, code: int = 0) -> None:
@@ -149,9 +151,13 @@ def real_output() -> tuple[list[str], list[str]]:
 
 def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
     log, health = real_output()
-    # In tests/containers/test_failures.py, with a DNS server that answers nothing; in tests/agent/test_log_unread.py;
-    # in tests/agent/test_stop.py.
-    elsewhere = ("name look-up failed", "lines of the log were dropped", "Network lost: nothing but loopback for ")
+    # In tests/containers/test_failures.py, with a DNS server that answers nothing; in
+    # tests/agent/test_log_unread.py; in tests/agent/test_stop.py.
+    elsewhere = (
+        "name look-up failed",
+        "lines of the log were dropped",
+        "Network lost: nothing but loopback for ",
+    )
     for row in table(README, "What happens when"):
         for quoted in code(row[2]):
             found = any(words in quoted for words in elsewhere) or occurs(quoted, log)
@@ -163,7 +169,9 @@ def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
 
 
 def test_the_example_to_paste_is_accepted_by_the_agent() -> None:
-    example: dict[str, Any] = yaml.safe_load(next(b.text for b in blocks(README) if b.language == "yaml"))
+    example: dict[str, Any] = yaml.safe_load(
+        next(b.text for b in blocks(README) if b.language == "yaml")
+    )
     (sidecar,) = example["services"].values()
     variables = {name: str(value) for name, value in sidecar["environment"].items()}
     assert agent.doubts_about(agent.read_settings(variables), variables) == []
@@ -187,10 +195,16 @@ def test_the_diagram_fits_a_terminal_and_has_the_requests_of_the_code() -> None:
 
 def shape_of(content: object) -> object:
     """Return the keys of JSON objects, whatever their values."""
-    return {key: shape_of(value) for key, value in content.items()} if isinstance(content, dict) else None
+    return (
+        {key: shape_of(value) for key, value in content.items()}
+        if isinstance(content, dict)
+        else None
+    )
 
 
-def test_the_agent_sends_the_requests_that_the_registry_must_offer(registry: Registry, service: ToyService) -> None:
+def test_the_agent_sends_the_requests_that_the_registry_must_offer(
+    registry: Registry, service: ToyService
+) -> None:
     with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
         wait_until(lambda: registry.count("list"), 30)
         sidecar.stop()
@@ -219,14 +233,22 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("meaning", "status", "body"), ANSWERS)
-def test_an_answer_counts_as_it_says(registry: Registry, meaning: str, status: int, body: dict[str, str]) -> None:
+def test_an_answer_counts_as_it_says(
+    registry: Registry, meaning: str, status: int, body: dict[str, str]
+) -> None:
     registry.play("heartbeat", ["status", status, body], times=1)
-    settings = agent.read_settings({"SERVICE_NAME": NAME, "SERVICE_HOST": "abc", "REGISTRY_URL": registry.url})
+    settings = agent.read_settings(
+        {"SERVICE_NAME": NAME, "SERVICE_HOST": "abc", "REGISTRY_URL": registry.url}
+    )
     assert agent.Registry(settings, agent.Signals()).heartbeat(PATIENCE).meaning == meaning
 
 
 def test_the_figures_stand_in_the_full_tables() -> None:
-    every = [row[:2] for heading in ("What one costs", "What a soak shows") for row in table(FIGURES, heading)]
+    every = [
+        row[:2]
+        for heading in ("What one costs", "What a soak shows")
+        for row in table(FIGURES, heading)
+    ]
     few = table(README, "Figures")
     assert len(few) == 6
     assert [row for row in few if row not in every] == []
@@ -234,7 +256,10 @@ def test_the_figures_stand_in_the_full_tables() -> None:
 
 def anchors(text: str) -> set[str]:
     """Return what links to a document's headings are made of."""
-    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+    return {
+        re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-")
+        for h in re.findall(r"^#+ (.+)$", text, re.M)
+    }
 
 
 @pytest.mark.parametrize("document", [README, GUIDE, FIGURES])

@@ -3,8 +3,6 @@
 `PYTHONPATH=tests python -m fleet.draw`, from the project's root.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 from collections.abc import Iterator

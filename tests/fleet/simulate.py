@@ -1,10 +1,8 @@
 """What a fleet does to its registry, by simulation: prints tables in Markdown.
 
-`PYTHONPATH=tests python -m fleet.simulate`, from the project's root; --help has the sizes, the days and the seed.
-How the simulation works is in simulation.py; every row is a run of the real agent.
+`PYTHONPATH=tests python -m fleet.simulate`, from the project's root; --help has the sizes, the days
+and the seed. How the simulation works is in simulation.py; every row is a run of the real agent.
 """
-
-from __future__ import annotations
 
 import argparse
 import collections
@@ -25,7 +23,8 @@ CYCLE = 9 * INTERVAL  # seconds of the steady state that are looked at
 MINUTES = 60.0
 DAY = 86400.0
 WATCHED = 360.0  # seconds after the registry's return
-RUNS = 5  # of a steady state, of which the median counts; fewer of a fleet so large that chance evens out
+# Of a steady state, of which the median counts; fewer of a fleet so large that chance evens out.
+RUNS = 5
 SERVICES = 90  # in the long run with requests lost
 LOSSES = (0.001, 0.01, 0.05)
 
@@ -41,12 +40,18 @@ SCENARIOS = {
     "start": Scenario("all started in one instant", Trouble()),
     "start, 45 s": Scenario("the same, registry down for the first 45 s", Trouble(0, 45)),
     "start, 10 min": Scenario("the same, for the first 10 min", Trouble(0, 10 * MINUTES)),
-    "start, 10 min, hangs": Scenario("the same, and it hangs", Trouble(0, 10 * MINUTES, hangs=True)),
-    "start, 10 min, no jitter": Scenario("10 min, and sidecars without jitter", Trouble(0, 10 * MINUTES), jitter=False),
+    "start, 10 min, hangs": Scenario(
+        "the same, and it hangs", Trouble(0, 10 * MINUTES, hangs=True)
+    ),
+    "start, 10 min, no jitter": Scenario(
+        "10 min, and sidecars without jitter", Trouble(0, 10 * MINUTES), jitter=False
+    ),
     "steady, 45 s": Scenario("steady state, then down for 45 s", Trouble(SPREAD, 45)),
     "steady, 10 min": Scenario("steady state, then down for 10 min", Trouble(SPREAD, 10 * MINUTES)),
     "start, slow": Scenario("all started in one instant, N/20 taken a second", Trouble(), 1 / 20),
-    "start, 10 min, slow": Scenario("down for the first 10 min, then N/20 a second", Trouble(0, 10 * MINUTES), 1 / 20),
+    "start, 10 min, slow": Scenario(
+        "down for the first 10 min, then N/20 a second", Trouble(0, 10 * MINUTES), 1 / 20
+    ),
 }
 
 
@@ -66,7 +71,9 @@ class Figures(NamedTuple):
 def outcome(size: int, name: str, seed: int) -> Figures:
     """Run one of SCENARIOS with so many sidecars."""
     scenario = SCENARIOS[name]
-    trouble = scenario.trouble._replace(capacity=math.ceil(size * scenario.share) if scenario.share < 1 else math.inf)
+    trouble = scenario.trouble._replace(
+        capacity=math.ceil(size * scenario.share) if scenario.share < 1 else math.inf
+    )
     seen = simulate(size, trouble.end + WATCHED, trouble, seed, scenario.jitter)
     arrivals = between(seen.arrivals, trouble.end, math.inf)
     waits = sorted(at - trouble.end for at in seen.back.values())
@@ -118,10 +125,14 @@ class Losses(NamedTuple):
 
 def long_run(services: Iterable[int], days: float, loss: float, seed: int) -> Losses:
     """Run services for so many days, each in a world of its own: they do not meet."""
-    runs = [simulate(1, days * DAY, Trouble(loss=loss), seed * 1000 + service) for service in services]
+    runs = [
+        simulate(1, days * DAY, Trouble(loss=loss), seed * 1000 + service) for service in services
+    ]
     absences = [absence for seen in runs for absence in seen.absences]
     requests = sum(len(seen.arrivals) for seen in runs)
-    return Losses(requests, sum(seen.lost for seen in runs), len(absences), max(absences, default=0.0))
+    return Losses(
+        requests, sum(seen.lost for seen in runs), len(absences), max(absences, default=0.0)
+    )
 
 
 def one_long_run(work: tuple[int, float, float, int]) -> Losses:
@@ -141,22 +152,37 @@ def table(heads: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 def main() -> int:
     """Run all scenarios in as many processes as there are cores, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[90, 1000, 10_000, 100_000], help="of the fleet")
-    parser.add_argument("--days", type=float, default=30.0, help="simulated, of the run with losses (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[90, 1000, 10_000, 100_000], help="of the fleet"
+    )
+    parser.add_argument(
+        "--days", type=float, default=30.0, help="simulated, of the run with losses (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     options = parser.parse_args()
     sizes, seed, began = options.sizes, options.seed, time.monotonic()
     print(f"Seed {seed}. Heartbeats every {INTERVAL:g} s, TTL {agent.REGISTRY_TTL:g} s.\n")
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        runs = {(size, name): pool.submit(outcome, size, name, seed) for size in sizes for name in SCENARIOS}
+        runs = {
+            (size, name): pool.submit(outcome, size, name, seed)
+            for size in sizes
+            for name in SCENARIOS
+        }
         steadies = {size: pool.submit(steady, size, seed) for size in sizes}
-        work = {loss: [(service, options.days, loss, seed) for service in range(SERVICES)] for loss in LOSSES}
+        work = {
+            loss: [(service, options.days, loss, seed) for service in range(SERVICES)]
+            for loss in LOSSES
+        }
         losses = {loss: pool.map(one_long_run, work[loss]) for loss in LOSSES}
         print(table(
-            ["after the registry's return", "N", "busiest second, not yet back", "all", "busiest 100 ms",
+            ["after the registry's return", "N", "busiest second, not yet back", "all",
+             "busiest 100 ms",
              "back: p50", "p99", "max", "calls each until back", "never back"],
-            ([SCENARIOS[name].title, f"{size:,}", f"{f.knocks:,}", f"{f.second:,}", f"{f.tenth:,}", f"{f.median:.1f} s",
+            ([SCENARIOS[name].title, f"{size:,}", f"{f.knocks:,}", f"{f.second:,}", f"{f.tenth:,}",
+              f"{f.median:.1f} s",
               f"{f.p99:.1f} s", f"{f.longest:.1f} s", f"{f.calls:.1f}", f.missing]
              for (size, name), f in ((key, run.result()) for key, run in runs.items())),
         ), flush=True)  # fmt: skip
@@ -170,8 +196,21 @@ def main() -> int:
         rows = []
         for loss, parts in losses.items():
             requests, lost, records, longest = zip(*parts, strict=True)
-            rows.append([f"{loss:.1%}", f"{sum(requests):,}", f"{sum(lost):,}", sum(records), f"{max(longest):.1f} s"])
-        heads = [f"loss ({SERVICES} services, {options.days:g} days)", "requests", "lost", "records expired"]
+            rows.append(
+                [
+                    f"{loss:.1%}",
+                    f"{sum(requests):,}",
+                    f"{sum(lost):,}",
+                    sum(records),
+                    f"{max(longest):.1f} s",
+                ]
+            )
+        heads = [
+            f"loss ({SERVICES} services, {options.days:g} days)",
+            "requests",
+            "lost",
+            "records expired",
+        ]
         print(table([*heads, "longest absence"], rows))
     print(f"\nTook {time.monotonic() - began:.0f} s.")
     return 0

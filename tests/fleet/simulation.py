@@ -26,7 +26,12 @@ from kit.simulated import simulated_agent
 OVERSHOOT = 1e-4  # seconds that a sleep takes too long, as every real one does
 TTL = agent.REGISTRY_TTL
 SETTINGS = agent.read_settings(
-    {"SERVICE_NAME": "service", "SERVICE_HOST": "localhost", "SERVICE_HEALTH_CHECK": "none", "LOG_LEVEL": "CRITICAL"}
+    {
+        "SERVICE_NAME": "service",
+        "SERVICE_HOST": "localhost",
+        "SERVICE_HEALTH_CHECK": "none",
+        "LOG_LEVEL": "CRITICAL",
+    }
 )
 REFUSED = agent.Answer(failure=ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
 LATE = agent.Answer(failure=agent.LateError())
@@ -85,7 +90,8 @@ class Trouble(NamedTuple):
     outage: float = 0.0  # its length in seconds
     hangs: bool = False  # whether it answers nothing then, or refuses at once
     capacity: float = math.inf  # requests in each whole second; beyond, it answers 503
-    loss: float = 0.0  # share of requests lost: half before the registry, half of the answers; half hang, half fail
+    # Share of requests lost: half before the registry, half of the answers; half hang, half fail.
+    loss: float = 0.0
 
     @property
     def end(self) -> float:
@@ -154,7 +160,11 @@ class Registry:
 
     def end(self) -> None:
         """Count the records that are absent to the end."""
-        self.absences.extend(self.world.now - expires for expires in self.expires.values() if expires < self.world.now)
+        self.absences.extend(
+            self.world.now - expires
+            for expires in self.expires.values()
+            if expires < self.world.now
+        )
 
 
 def start_sidecar(world: World, registry: Registry, number: int, uniform: agent.Uniform) -> None:
@@ -178,7 +188,10 @@ def no_jitter(_low: float, high: float) -> float:
 
 
 def simulate(size: int, lasts: float, trouble: Trouble, seed: int, jitter: bool = True) -> Registry:
-    """Start that many sidecars in the same instant, let `lasts` seconds pass; return what the registry saw."""
+    """Start that many sidecars in the same instant, let `lasts` seconds pass.
+
+    Return what the registry saw.
+    """
     logging.disable(logging.CRITICAL)
     try:
         world, chance = World(), random.Random(seed)
@@ -194,7 +207,10 @@ def simulate(size: int, lasts: float, trouble: Trouble, seed: int, jitter: bool 
 
 
 def busiest(times: Sequence[float], width: float) -> int:
-    """Return the most arrivals in any window of `width` seconds, wherever it begins. Args: times in order."""
+    """Return the most arrivals in any window of `width` seconds, wherever it begins.
+
+    Args: times in order.
+    """
     most = first = 0
     for last, time in enumerate(times):
         while times[first] <= time - width:

@@ -1,1 +1,4 @@
-"""What the tests are made with: the agent as a process, its surroundings, misbehaving peers, the documents."""
+"""What the tests are made with.
+
+The agent as a process, its surroundings, misbehaving peers, the documents.
+"""

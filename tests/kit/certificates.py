@@ -1,14 +1,15 @@
 """Makes certificates for the tests."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import trustme
 
 
 def certificate(directory: Path, host: str) -> tuple[tuple[str, str], str]:
-    """Make a certificate for a host; return its (certificate, key) files and that of its authority."""
+    """Make a certificate for a host.
+
+    Return its (certificate, key) files and that of its authority.
+    """
     authority = trustme.CA()
     issued = authority.issue_cert(host)
     paths = [str(directory / f"{host}-{name}.pem") for name in ("cert", "key", "ca")]

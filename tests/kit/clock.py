@@ -6,8 +6,6 @@ Then 10,000 heartbeats take a minute and have the deadlines of the real interval
 made up: connections, files and the log are real. It imports nothing that an image may lack.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

@@ -1,9 +1,8 @@
 """Runs a real Consul on loopback, one server with its data in a directory.
 
-Without a `consul` on the PATH the tests that need one are skipped, or fail where REQUIRE_CONSUL=1 is set.
+Without a `consul` on the PATH the tests that need one are skipped, or fail where REQUIRE_CONSUL=1
+is set.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
@@ -18,7 +17,9 @@ import requests
 from kit.peers.server import Peer
 from kit.sidecar import NAME, wait_until
 
-MASTER = "6f1c3b1e-0000-4000-8000-5a5a5a5a5a5a"  # the token that may do anything, where there are ACLs
+MASTER = (
+    "6f1c3b1e-0000-4000-8000-5a5a5a5a5a5a"  # the token that may do anything, where there are ACLs
+)
 
 
 def find_consul() -> str:
@@ -62,7 +63,11 @@ class ConsulAgent:
         }
         if acl:
             tokens = {"master": MASTER, "agent": MASTER}
-            self.configuration["acl"] = {"enabled": True, "default_policy": "deny", "tokens": tokens}
+            self.configuration["acl"] = {
+                "enabled": True,
+                "default_policy": "deny",
+                "tokens": tokens,
+            }
 
     @property
     def url(self) -> str:
@@ -78,7 +83,9 @@ class ConsulAgent:
         file.write_text(json.dumps(self.configuration))
         with self.directory.with_suffix(".log").open("ab") as log:
             command = [self.program, "agent", f"-config-file={file}"]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         return self
 
     def kill(self) -> None:
@@ -121,11 +128,18 @@ class ConsulAgent:
     def known(self, name: str = NAME) -> list[str]:
         """Return the status of every record of the name, passing or not."""
         found = self.get(f"/v1/health/service/{name}") or []
-        return [c["Status"] for each in found for c in each["Checks"] if c["CheckID"].startswith("service:")]
+        return [
+            c["Status"]
+            for each in found
+            for c in each["Checks"]
+            if c["CheckID"].startswith("service:")
+        ]
 
     def wait_passing(self, number: int = 1, timeout: float = 30.0) -> list[dict[str, Any]]:
         """Wait until so many records pass, none included; return them."""
-        wait_until(lambda: len(self.passing()) == number, timeout, f"{number} records passing", every=0.05)
+        wait_until(
+            lambda: len(self.passing()) == number, timeout, f"{number} records passing", every=0.05
+        )
         return self.passing()
 
     def forget(self, record: str) -> None:

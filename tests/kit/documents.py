@@ -1,7 +1,5 @@
 """Reads the README and the guide for the tests that hold them against what really happens."""
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 
@@ -34,11 +32,16 @@ def blocks(name: str) -> list[Block]:
 
 
 def table(name: str, heading: str, number: int = 1) -> list[list[str]]:
-    """Return the rows below the head of a heading's first (or other) table, each as its cells' text."""
+    """Return the rows below the head of a heading's first (or other) table.
+
+    Each as its cells' text.
+    """
     section = re.split(rf"^#+ {re.escape(heading)}$", read(name), flags=re.MULTILINE)[1]
     section = re.split(r"^#+ ", section, flags=re.MULTILINE)[0]
     lines = re.findall(r"(?:^\|.*\n?)+", section, re.MULTILINE)[number - 1].splitlines()
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines[2:]]
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines[2:]
+    ]
 
 
 def code(cell: str) -> list[str]:
@@ -47,15 +50,23 @@ def code(cell: str) -> list[str]:
 
 
 def shape(line: str) -> str:
-    """Return a line of output without what differs from run to run: durations, addresses, attempts, a log's time."""
+    """Return a line of output without what differs from run to run.
+
+    Durations, addresses, attempts, a log's time.
+    """
     line = re.sub(r"^\S+Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) ", "", line)
     line = re.sub(r"http://[^\s;:\"]+(:\d+)?", "URL", line)
     line = re.sub(r"\d{4}-\d\d-\d\dT[\d:.+]+|(?<=ttl_remaining\": )[\d.]+", "TIME", line)
-    return re.sub(r"\d+(\.\d+)? (?=s\b)|(?<=attempt )\d+|(?<=failures: )\d+|(?<=answered )\d+", "N ", line)
+    return re.sub(
+        r"\d+(\.\d+)? (?=s\b)|(?<=attempt )\d+|(?<=failures: )\d+|(?<=answered )\d+", "N ", line
+    )
 
 
 def occurs(quoted: str, lines: list[str]) -> bool:
-    """Tell whether a quoted line, in which … stands for any text, is (part of) one of these lines."""
+    """Tell whether a quoted line, in which … stands for any text.
+
+    Is (part of) one of these lines.
+    """
     quoted = re.sub(r"(?<=registry at )…", "URL", quoted)
     pattern = ".*".join(re.escape(part) for part in shape(quoted).split("…"))
     return any(re.search(pattern, shape(line)) for line in lines)

@@ -1,7 +1,5 @@
 """A peer as a process of its own, which can be killed and started again on the same port."""
 
-from __future__ import annotations
-
 import select
 import subprocess
 import sys

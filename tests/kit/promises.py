@@ -4,8 +4,6 @@ Nothing here waits or asks a clock: a model of the agent's surroundings (kit.wor
 happens. The bounds are those of the README, for an agent that computes in no time.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -52,9 +50,10 @@ class Promises:
         self.accepted_at = -math.inf  # when it sent the last request that it knows to be accepted
         self.registered = False  # a registration was accepted
         self.doubts = False  # it was told, at least once, that there is no record
-        self.gives_up = False  # the record is left to expire
+        self.gives_up = False  # there is no record any more, as far as it knows
         self.failed_registrations = 0  # in a row
-        self.wait_until = -math.inf  # as a Retry-After asks for
+        self.asked_until = -math.inf  # as a Retry-After asks for, which the agent may heed
+        self.wait_until = -math.inf  # as one asks for that a registration has to heed
         # What it said and did.
         self.promised = 0.0  # the next line of the health file
         self.beats = FEWEST_BEATS  # accepted requests since the last look at the list
@@ -135,7 +134,7 @@ class Promises:
             bound += interval  # nothing tells of an absence
         if not self.takes_registrations:
             bound = math.inf
-        self.due_by = max(start, self.wait_until) + bound
+        self.due_by = max(start, self.asked_until) + bound
 
     # The record
 
@@ -227,7 +226,8 @@ class Promises:
     def accepted(self, what: str, sent_at: float) -> None:
         """Note that the agent is told that a registration or a heartbeat is accepted."""
         self.accepted_at = sent_at
-        self.failed_registrations, self.wait_until, self.gives_up = 0, -math.inf, False
+        self.failed_registrations, self.gives_up = 0, False
+        self.asked_until = self.wait_until = -math.inf
         self.beats += 1
         if not self.seen:
             self.failed_probes = 0  # registered all the same, so they count from here
@@ -238,17 +238,22 @@ class Promises:
 
         After a look it does where nothing has made it doubt before.
         """
+        self.gives_up = self.gives_up or not by_look
+        self.excused = self.excused or (self.gives_up and self.now < self.asked_until)
         if not self.failures and self.takes_registrations and not (by_look and self.doubts):
             self.due_by = min(self.due_by, self.now + 1)
         self.doubts = True
 
     def failed(self, what: str, wait: float) -> None:
         """Note that the agent is told, or finds, that a registration or a heartbeat failed."""
+        # While the record lives, as far as the agent knows, to keep it comes first.
+        no_record = self.gives_up or self.now > self.accepted_at + self.two_intervals
         if what == "register":
             self.failed_registrations += 1
-            # While the record lives, to keep it comes first.
-            if self.gives_up or self.now > self.accepted_at + self.two_intervals:
-                self.wait_until = self.now + wait
+            self.wait_until = self.now + wait if no_record else self.wait_until
+        if what == "register" or no_record:
+            self.asked_until = max(self.asked_until, self.now + wait)
+        self.excused = self.excused or (no_record and wait > 0)
         self.goes_on()
 
     def shows(self, promise: float, state: str, ready_until: float) -> None:

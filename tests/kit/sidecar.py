@@ -1,6 +1,7 @@
-"""Runs the real agent.py as a process of its own, and reads its log, its heartbeat file and its memory."""
+"""Runs the real agent.py as a process of its own, and reads its log.
 
-from __future__ import annotations
+Its heartbeat file and its memory.
+"""
 
 import os
 import re
@@ -31,14 +32,21 @@ T = TypeVar("T")
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
-    """Return the settings as an environment without any variable of the tests' own surroundings but coverage's."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE", "COV_"))}
+    """Return the settings as an environment, with coverage's variables of the tests' own alone."""
+    kept = {
+        name: value for name, value in os.environ.items() if name.startswith(("COVERAGE", "COV_"))
+    }
     kept["PATH"] = os.environ.get("PATH", "/usr/bin:/bin")
     return kept | {name: str(value) for name, value in settings.items()}
 
 
-def wait_until(what: Callable[[], T], timeout: float = PATIENCE, why: str = "", every: float = 0.01) -> T:
-    """Return what(), asked every so many seconds, once it is true. Raises AssertionError after timeout seconds."""
+def wait_until(
+    what: Callable[[], T], timeout: float = PATIENCE, why: str = "", every: float = 0.01
+) -> T:
+    """Return what(), asked every so many seconds, once it is true.
+
+    Raises AssertionError after timeout seconds.
+    """
     end = time.monotonic() + timeout
     while not (result := what()):
         assert time.monotonic() < end, f"not within {timeout} s: {why or what}"
@@ -47,13 +55,16 @@ def wait_until(what: Callable[[], T], timeout: float = PATIENCE, why: str = "", 
 
 
 class Sidecar:
-    """One agent process. A context manager: it starts the agent, and kills it where the test has not stopped it.
+    """One agent process.
 
-    Arguments: the registry and the service, as peers or None where the settings name others; any settings by
-    their names. The interval is 2 s unless set otherwise.
+    A context manager: it starts the agent, and kills it where the test has not stopped it.
+    Args: the registry and the service, as peers or None where the settings name others; any
+    settings by their names. The interval is 2 s unless set otherwise.
     """
 
-    def __init__(self, registry: Peer | None = None, service: Peer | None = None, **settings: object) -> None:
+    def __init__(
+        self, registry: Peer | None = None, service: Peer | None = None, **settings: object
+    ) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="sidecar-")
         defaults: dict[str, object] = {
             "SERVICE_NAME": NAME,
@@ -136,7 +147,11 @@ class Sidecar:
 
     def wait_for(self, pattern: str, times: int = 1, timeout: float = PATIENCE) -> str:
         """Wait until so many lines match; return the last of them. Raises AssertionError."""
-        wait_until(lambda: self.count(pattern) >= times, timeout, f"{times} lines with {pattern!r} in:\n{self.log}")
+        wait_until(
+            lambda: self.count(pattern) >= times,
+            timeout,
+            f"{times} lines with {pattern!r} in:\n{self.log}",
+        )
         return [line for line in self.lines if re.search(pattern, line)][times - 1]
 
     def wait_registered(self, times: int = 1, timeout: float = PATIENCE) -> None:
@@ -173,7 +188,9 @@ class Sidecar:
         )
         return done.returncode, done.stdout + done.stderr
 
-    def wait_health(self, pattern: str, code: int = 0, *arguments: str, timeout: float = PATIENCE) -> str:
+    def wait_health(
+        self, pattern: str, code: int = 0, *arguments: str, timeout: float = PATIENCE
+    ) -> str:
         """Wait until the health check says so with that exit code; return its line."""
         said: list[Any] = []
 
@@ -223,9 +240,12 @@ LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR|CR
 
 
 def odd_lines(lines: Iterable[str]) -> list[str]:
-    """Return what is not one printable line of the agent's own form, of a bearable length, in a log as text.
+    """Return what is not one printable line of the agent's own form, of a bearable length.
 
-    So a traceback is odd, and a line forged by a peer. The line with the settings is left out: it is long.
+    In a log as text.
+
+    So a traceback is odd, and a line forged by a peer. The line with the settings is left out: it
+    is long.
     """
     own = (line for line in lines if "Registry sidecar starts" not in line)
     return [line for line in own if not (LINE.fullmatch(line) and line.isprintable())]

@@ -5,8 +5,6 @@ are the clock and the sleep, the look at the network, the heartbeat file unless 
 what carries an exchange.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Protocol
 

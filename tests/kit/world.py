@@ -5,8 +5,6 @@ registry, the service, the network, and what may come in between: a process that
 that is suspended, a service that is replaced, a signal. kit.promises judges all of it.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import signal
@@ -168,7 +166,10 @@ class World:
         self.agent = module.Agent(values, signals, self, self, life, self, health.clock, uniform)
 
     def run(self) -> None:
-        """Run the agent until all has been well for a while, and stop it. Raises BrokenPromiseError."""
+        """Run the agent until all has been well for a while, and stop it.
+
+        Raises BrokenPromiseError.
+        """
         try:
             self.promises.ended(self.agent.run())
         except BrokenPromiseError as error:

@@ -1,4 +1,7 @@
-"""The guide's alert rules under a real Prometheus, with real agents and replicas, in a tenth of the time."""
+"""The guide's alert rules under a real Prometheus, with real agents and replicas.
+
+In a tenth of the time.
+"""
 
 import shutil
 
@@ -7,7 +10,8 @@ import pytest
 from alerts import SITUATIONS, trial
 
 SCALE = 10
-# The waits of a sidecar that is refused do not get shorter with its interval: one alone is too seldom heard of then.
+# The waits of a sidecar that is refused do not get shorter with its interval: one alone is too
+# seldom heard of then.
 UNSCALED = "one sidecar's token refused"
 
 

@@ -1,7 +1,5 @@
 """The benchmark runs; and those of its figures that do not depend on speed are reached."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,6 +1,7 @@
-"""A fleet in simulated time: the agent's own code, a thousand times and for days. Everything follows from the seed."""
+"""A fleet in simulated time: the agent's own code, a thousand times and for days.
 
-from __future__ import annotations
+Everything follows from the seed.
+"""
 
 import pytest
 
@@ -15,7 +16,10 @@ LONGEST_ABSENCE = 2.0  # seconds
 
 
 def is_gentle(figures: Figures, size: int) -> bool:
-    """Tell whether a fleet came back as promised: of 1,000 at most 45 a second, 99 of 100 within a minute."""
+    """Tell whether a fleet came back as promised.
+
+    Of 1,000 at most 45 a second, 99 of 100 within a minute.
+    """
     return figures.knocks <= max(10, 45 * size / 1000) and figures.p99 <= 60 and not figures.missing
 
 

@@ -3,8 +3,6 @@
 How one gets to such a point, and how many there are: tests/long/signals/.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -154,7 +152,10 @@ def test_at_every_point(number: signal.Signals, way: str, library: Path, tmp_pat
 
 
 def test_in_the_gap_before_a_sleep(registry: Registry, tmp_path: Path) -> None:
-    """Where Python has looked for signals, and the kernel does not sleep yet; nothing else ends it."""
+    """Where Python has looked for signals, and the kernel does not sleep yet.
+
+    Nothing else ends it.
+    """
     registry.play("register", ["status", 429, None, {"Retry-After": "100"}], times=FOREVER)
     gap = build("gap", tmp_path)
     with Sidecar(registry, SERVICE_HEALTH_CHECK="none", LD_PRELOAD=gap) as sidecar:

@@ -1,6 +1,7 @@
-"""Is the soak sound? Its schedule, each of its checks on times made up, and whole runs: clean ones, and with a bug."""
+"""The soak is sound.
 
-from __future__ import annotations
+Its schedule, its checks on times made up, whole runs with and without a bug.
+"""
 
 import itertools
 import math

@@ -1,1 +1,1 @@
-"""A soak: real agents, hours of faults from both sides, and what must hold all along. `python -m soak` runs it."""
+"""A soak: real agents, hours of faults from both sides, and what must hold all along."""

@@ -1,11 +1,9 @@
 """Runs the soak: `PYTHONPATH=tests python -m soak --seconds 600 --seed 1 --agents 8`.
 
-Real agents and services, one embedded registry, faults from both sides as the seed draws them, and pauses of
-sanity. What is promised is checked all along. Exit code: 0 all held, 1 something did not, 2 bad arguments, 130
-stopped by Ctrl-C.
+Real agents and services, one embedded registry, faults from both sides as the seed draws them, and
+pauses of sanity. What is promised is checked all along. Exit code: 0 all held, 1 something did not,
+2 bad arguments, 130 stopped by Ctrl-C.
 """
-
-from __future__ import annotations
 
 import argparse
 import random
@@ -39,7 +37,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--agent", type=Path, default=AGENT,
                         help="another agent.py, its healthcheck.py beside it")  # fmt: skip
     parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND",
-                        help=f"keep to this kind of fault; may be repeated: {', '.join(KINDS)}")  # fmt: skip
+                        help=f"keep to this kind, or more: {', '.join(KINDS)}")  # fmt: skip
     parser.add_argument("--stop-at-first", action="store_true", help="end at the first violation")
     parser.add_argument(
         "--list", type=int, default=0, metavar="N", help="print the first N rounds and do nothing"
@@ -63,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
             for agent, track in enumerate(this.tracks):
                 say(f"  {agent}: {'; '.join(map(str, track))}")
         return 0
-    # Deadlines scaled down with the interval: 5 s and 10 s in 30 s would be less, but for a loaded machine.
+    # Deadlines scaled down with the interval: 5 s and 10 s in 30 s would be less, but for a loaded
+    # machine.
     times = Times(
         2 * options.interval,
         options.interval,

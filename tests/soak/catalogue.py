@@ -5,8 +5,6 @@ agent and its registry. Nobody keeps a list of what is a failure: each fault is 
 once, and looked at.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re
@@ -32,7 +30,7 @@ def retry_after(name: str) -> float:
 
 
 def cut_list(exchange: Exchange) -> None:
-    """A list that breaks off; what has come of it is a list, too."""
+    """Send a list that breaks off; what has come of it is a list, too."""
     exchange.close_connection = True
     exchange.raw(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n["another_service"]')
 

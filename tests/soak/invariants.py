@@ -1,9 +1,13 @@
-"""What must hold all along, as checks on times that somebody else has taken: nothing here waits or asks a clock.
+"""What must hold all along, as checks on times that somebody else has taken.
 
-A Watch is told what happens to one agent, and sees the registry's record of it every few milliseconds. What it
-returns is a sentence about what does not hold. All times are seconds of the monotonic clock.
+Nothing here waits or asks a clock.
 
-The machine may be loaded: what Lateness has noted since a moment is added to every promise from that moment.
+A Watch is told what happens to one agent, and sees the registry's record of it every few
+milliseconds. What it returns is a sentence about what does not hold. All times are seconds of the
+monotonic clock.
+
+The machine may be loaded: what Lateness has noted since a moment is added to every promise from
+that moment.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ LONGEST_WAIT = 60.0  # seconds, the bound of every backoff; a Retry-After may as
 ANNOUNCEMENT = re.compile(r"(Registration|Heartbeat) failed .*; next in ([\d.]+) s$")
 DROPPED = re.compile(r"(\d+) lines of the log were dropped")
 UNSEEN = re.compile(  # what the peer may know nothing of
-    r"connection refused|certificate refused|no answer within|No heartbeat accepted for two intervals|Registry is back"
+    r"connection refused|certificate refused|no answer within"
+    r"|No heartbeat accepted for two intervals|Registry is back"
 )
 OF_SERVICE = re.compile(
     r"Service is (DOWN|READY)|Health probe|Service has changed|Waiting for the service"
@@ -51,7 +56,10 @@ class Times(NamedTuple):
 
     @property
     def death(self) -> float:
-        """The longest that a dead service may still get a heartbeat: three probes, the waits between, one request."""
+        """The longest that a dead service may still get a heartbeat.
+
+        Three probes, the waits between, one request.
+        """
         spacing = min(2.0, self.interval / 2)
         return (
             self.retries * self.health_timeout
@@ -87,7 +95,10 @@ class Lateness:
 
 
 class Back(NamedTuple):
-    """A return to the registry: the seconds it took and those that were promised, after which kinds of fault."""
+    """A return to the registry.
+
+    The seconds it took and those that were promised, after which kinds of fault.
+    """
 
     took: float
     promised: float
@@ -176,7 +187,8 @@ class Watch:
         if record is None and self._settled:
             self._settled = False
             if self.late.since(now - self.times.ttl) < LATE:
-                return f"the record is gone, {now - self._refreshed_at:.2f} s after it was last refreshed"
+                age = now - self._refreshed_at
+                return f"the record is gone, {age:.2f} s after it was last refreshed"
             self.excused += 1
         if (
             record is not None
@@ -205,7 +217,8 @@ class Watch:
         elif now > self.due():
             self._settled = False
             wrong = (
-                f"not registered with version {self.version}, {now - since:.1f} s after all was sane"
+                f"not registered with version {self.version},"
+                f" {now - since:.1f} s after all was sane"
                 f" ({self.due() - since:.1f} s promised); the record is {record}"
             )
         else:
@@ -232,7 +245,8 @@ class Watch:
         """Take a request of the agent to the registry."""
         dead = now - self.dead_since
         if operation in ("heartbeat", "register") and dead > self.times.death + self._lateness():
-            return f"a {operation} {dead:.1f} s after the service died ({self.times.death:.1f} s promised)"
+            promised = f"{self.times.death:.1f} s promised"
+            return f"a {operation} {dead:.1f} s after the service died ({promised})"
         if operation == "register" and now < self._may_register_at:
             early = self._may_register_at - now
             return f"a registration {early:.1f} s before Retry-After allows it"
@@ -267,7 +281,9 @@ class Sample(NamedTuple):
 
 
 def growth(samples: Sequence[Sample]) -> Sample | None:
-    """Return by how much a life's second half exceeds its first one after the warm-up; None where it was too short.
+    """Return by how much a life's second half exceeds its first one after the warm-up.
+
+    None where it was too short.
 
     Medians of memory; the fewest descriptors, since a probe's and a look-up's come and go.
     """

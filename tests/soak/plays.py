@@ -29,7 +29,9 @@ PROMISED = 100  # intervals until each replica lists each name
 MOST_REQUESTS = 3  # in an interval
 LEFT_OVER = 2  # lines: one fits into the pipe behind the filler, one waits in the agent
 
-Play = Iterator[float]  # begins a fault, yields the seconds until its next step, ends it in the last
+Play = Iterator[
+    float
+]  # begins a fault, yields the seconds until its next step, ends it in the last
 
 
 @contextlib.contextmanager
@@ -199,7 +201,10 @@ class Plays:
             unit.service.healthy = True
 
     def service_flaps(self, episode: Episode, unit: Unit) -> Play:
-        """Let three probes fail, so that it is down, then one of four be well: never two in a row."""
+        """Let three probes fail, so that it is down, then one of four be well.
+
+        Never two in a row.
+        """
         fault, probes = self._counted(episode), itertools.count(1)
 
         def flap(exchange: Exchange) -> None:

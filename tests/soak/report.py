@@ -1,6 +1,7 @@
-"""What the soak prints in the end: a table of the faults, what the agents used, and every violation."""
+"""What the soak prints in the end.
 
-from __future__ import annotations
+A table of the faults, what the agents used, and every violation.
+"""
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,8 @@ def report(world: World, seed: int, say: Say = print) -> None:
         say(line)
     for violation in world.violations:
         say(
-            f"\nVIOLATION (seed {seed}) at {violation.at:.1f} s, {violation.agent}: {violation.what}"
+            f"\nVIOLATION (seed {seed}) at {violation.at:.1f} s,"
+            f" {violation.agent}: {violation.what}"
         )
         say(f"  going on: {violation.fault}")
         for line in violation.tail:
@@ -29,9 +31,12 @@ def report(world: World, seed: int, say: Say = print) -> None:
 
 
 def table(played: dict[str, int], backs: Iterable[Back]) -> Iterator[str]:
-    """Yield a Markdown table: for each kind of fault how often it was played, and its slowest return.
+    """Yield a Markdown table.
 
-    The slowest is the one that took the largest part of what was promised, the machine's lateness included.
+    For each kind of fault how often it was played, and its slowest return.
+
+    The slowest is the one that took the largest part of what was promised, the machine's lateness
+    included.
     """
     worst: dict[str, Back] = {}
     for back in backs:
@@ -60,7 +65,8 @@ def summary(world: World) -> Iterator[str]:
     missed = sorted(catalogue - {name for _, name in world.met})
     met = len(catalogue) - len(missed)
     yield ""
-    yield f"faults of the catalogue met: {met} of {len(catalogue)}, in {world.met.total()} exchanges"
+    exchanges = world.met.total()
+    yield f"faults of the catalogue met: {met} of {len(catalogue)}, in {exchanges} exchanges"
     if missed:
         yield f"not met: {', '.join(missed)}"
     if unplayed := [kind for kind in KINDS if kind not in world.played]:
@@ -70,18 +76,26 @@ def summary(world: World) -> Iterator[str]:
         for front in world.fronts
         for operation in ("register", "heartbeat", "list", "deregister")
     )
-    yield f"requests: {requests} to the registry, {sum(unit.service.count() for unit in units)} probes"
+    probes = sum(unit.service.count() for unit in units)
+    yield f"requests: {requests} to the registry, {probes} probes"
     yield f"log: {sum(len(unit.sidecar.lines) for unit in units)} lines of {len(units)} agents"
     yield f"the record was looked at {world.looks * len(units)} times"
     samples = [sample for unit in units for life in unit.lives for sample in life]
     if samples:
         grown = [found for unit in units for life in unit.lives if (found := growth(life))]
         memory = sorted(sample.memory for sample in samples)
-        yield f"memory: {statistics.median(memory) / 1000:.1f} MB, at most {memory[-1] / 1000:.1f} MB"
+        usual = statistics.median(memory) / 1000
+        yield f"memory: {usual:.1f} MB, at most {memory[-1] / 1000:.1f} MB"
         if grown:
             most = max(found.memory for found in grown)
-            yield f"growth in the second half of a life after warm-up: at most {most} kB, {len(grown)} lives judged"
+            yield (
+                f"growth in the second half of a life after warm-up: at most {most} kB,"
+                f" {len(grown)} lives judged"
+            )
         yield f"descriptors: at most {max(sample.descriptors for sample in samples)}"
     late = max(unit.watch.late.total for unit in units)
     excused = sum(unit.watch.excused for unit in units)
-    yield f"lateness of the machine: {late:.1f} s for the worst agent; {excused} absences excused by it"
+    yield (
+        f"lateness of the machine: {late:.1f} s for the worst agent;"
+        f" {excused} absences excused by it"
+    )

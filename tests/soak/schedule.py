@@ -1,11 +1,10 @@
 """What the soak plays and when: an endless list of rounds that the seed alone decides.
 
-In a round without an outage every agent meets some episodes of its own, one after another, with a pause after
-each until it is back. In the other rounds the registry that all share has an outage, and some agents meet an
-episode of their own besides. Between two rounds all is sane until everybody is back.
+In a round without an outage every agent meets some episodes of its own, one after another, with a
+pause after each until it is back. In the other rounds the registry that all share has an outage,
+and some agents meet an episode of their own besides. Between two rounds all is sane until everybody
+is back.
 """
-
-from __future__ import annotations
 
 import collections
 import itertools
@@ -51,7 +50,8 @@ class Kind(NamedTuple):
     traits: tuple[str, ...] = (PLAIN, TLS)  # of the agents that meet it
 
 
-# Within an interval a fault is met, and within another one, at the end of the TTL, it shows its harm.
+# Within an interval a fault is met, and within another one, at the end of the TTL, it shows its
+# harm.
 MET, ONE = 1.2, 2.5
 TWO_PROBES = 2.5  # intervals for the way back of a service that was down, and their deadlines
 AGENT_KINDS: Mapping[str, Kind] = {
@@ -81,9 +81,7 @@ AGENT_KINDS: Mapping[str, Kind] = {
     "service misbehaves": Kind(2, MET, 6, ("health",), unhealthy, back=TWO_PROBES),
     "service restarted with a new version": Kind(2, 0.05, 0.3, back=TWO_PROBES),
     "service flaps": Kind(2, 4, 8, ("health",), unhealthy, back=TWO_PROBES),
-    "certificates renewed before their authority": Kind(
-        3, 0.2, 4, back=TWO_PROBES, traits=(TLS,)
-    ),
+    "certificates renewed before their authority": Kind(3, 0.2, 4, back=TWO_PROBES, traits=(TLS,)),
     # The agent itself. The TTL is two intervals.
     "agent frozen": Kind(2, 0.2, 1.8, traits=(PLAIN, TLS, SLOW)),
     "agent frozen beyond the TTL": Kind(3, 2.1, 2.5, back=0, traits=(PLAIN, TLS, SLOW)),
@@ -132,7 +130,10 @@ class Episode(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What happens at the same time: an outage, and for each agent its episodes, one after another."""
+    """What happens at the same time.
+
+    An outage, and for each agent its episodes, one after another.
+    """
 
     number: int
     dialect: str
@@ -142,9 +143,10 @@ class Round(NamedTuple):
 
 
 def rounds(seed: int, agents: int, interval: float, only: Collection[str] = ()) -> Iterator[Round]:
-    """Yield the rounds of a seed, for ever; `only` keeps to these kinds. Raises ValueError where none is left.
+    """Yield the rounds of a seed, for ever; `only` keeps to these kinds.
 
-    Agents with an even number are never restarted, so that their memory is seen over the whole time.
+    Raises ValueError where none is left. Agents with an even number are never restarted, so that
+    their memory is seen over the whole time.
     """
     rng = random.Random(seed)
     draw_kind = [_drawer(rng, only, _kinds_for(agent)) for agent in range(agents)]

@@ -206,7 +206,9 @@ class Unit:
     def make_certificates(self) -> dict[str, Certificate]:
         """Return a new certificate for each of the two peers, of a new authority."""
         made = {peer: certificate(self.home, host) for peer, host in self.hosts.items()}
-        return {peer: Certificate(files, Path(ca).read_text()) for peer, (files, ca) in made.items()}
+        return {
+            peer: Certificate(files, Path(ca).read_text()) for peer, (files, ca) in made.items()
+        }
 
     def show(self, certificates: Mapping[str, Certificate]) -> None:
         """Let the peers show these to whoever connects."""

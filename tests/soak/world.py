@@ -1,6 +1,7 @@
-"""The soak's world: the registry, the services, the agents, the faults they meet, and the eyes that watch."""
+"""The soak's world.
 
-from __future__ import annotations
+The registry, the services, the agents, the faults they meet, and the eyes that watch.
+"""
 
 import collections
 import contextlib
@@ -41,7 +42,10 @@ FAULTY = re.compile("WARNING (Heartbeat|Registration) failed|WARNING Health prob
 
 
 class Violation(NamedTuple):
-    """Something that did not hold: seconds since the start, whom it concerns, what was going on, the log's end."""
+    """Something that did not hold.
+
+    Seconds since the start, whom it concerns, what was going on, the log's end.
+    """
 
     at: float
     agent: str
@@ -284,7 +288,10 @@ class World:
     # ---- playing
 
     def play(self, this: Round, until: float = math.inf) -> None:
-        """Play a round, and wait until everybody is back, or should be. No episode begins after `until` (monotonic)."""
+        """Play a round, and wait until everybody is back, or should be.
+
+        No episode begins after `until` (monotonic).
+        """
         for replica in self.plays.replicas:
             replica.dialect = this.dialect
         tracks: list[tuple[Unit | None, tuple[Episode, ...]]] = list(
@@ -352,7 +359,10 @@ class World:
                 self.outage = ""
 
     def terminate(self, unit: Unit) -> None:
-        """Send SIGTERM and see to it that the agent stops as promised, and takes its record away where it can."""
+        """Send SIGTERM and see to it that the agent stops as promised.
+
+        Takes its record away where it can.
+        """
         unit.leave()
         sane = not self.outage
         unit.sidecar.process.send_signal(signal.SIGTERM)

@@ -1,7 +1,5 @@
 """The heartbeat file: written, read and judged, whatever is in it or in its place."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -45,7 +43,10 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Run the health check in this process; return its exit code and the one printable line that it printed."""
+    """Run the health check in this process.
+
+    Return its exit code and the one printable line that it printed.
+    """
     code = healthcheck.main(list(arguments))
     said = capfd.readouterr()
     assert code in (0, 1)
@@ -58,7 +59,9 @@ def check(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
 def run_script(path: Path, *arguments: str) -> tuple[int, str]:
     """Run the health check as Docker does; return its exit code and all that it printed."""
     command = [sys.executable, "-I", "-S", str(HEALTHCHECK), *arguments]
-    done = subprocess.run(command, env={"HEARTBEAT_FILE": str(path)}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, env={"HEARTBEAT_FILE": str(path)}, capture_output=True, text=True, timeout=60
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -98,7 +101,9 @@ def test_a_file_that_cannot_be_written_is_told_and_the_old_one_stays(path: Path)
 
 
 def test_the_agents_longest_promise_is_believed() -> None:
-    longest = 2 * agent.LONGEST_DURATION + agent.GRACE  # an interval, and half of one for each deadline
+    longest = (
+        2 * agent.LONGEST_DURATION + agent.GRACE
+    )  # an interval, and half of one for each deadline
     assert longest < healthcheck.FARTHEST_PROMISE
 
 
@@ -155,12 +160,20 @@ def test_healthy_while_the_promise_holds_and_ready_while_the_record_lives(
     ],
 )
 def test_lines_that_are_not_healthy(line: bytes, shown: str) -> None:
-    assert healthcheck.judge(line, NOW) == healthcheck.judge(line, NOW, ready=True) == (False, shown)
+    assert (
+        healthcheck.judge(line, NOW) == healthcheck.judge(line, NOW, ready=True) == (False, shown)
+    )
 
 
 @pytest.mark.parametrize(
     ("since", "shown"),
-    [("1000", "0 s"), ("988.4", "12 s"), ("nan", "a long time"), ("-inf", "a long time"), ("1e300", "a long time")],
+    [
+        ("1000", "0 s"),
+        ("988.4", "12 s"),
+        ("nan", "a long time"),
+        ("-inf", "a long time"),
+        ("1e300", "a long time"),
+    ],
 )
 def test_the_age_in_the_sentence(since: str, shown: str) -> None:
     line = f"1001 unreachable 0 {since} 9 connection refused\n".encode()
@@ -225,7 +238,17 @@ def hole_of_a_gigabyte(path: Path) -> None:
         (write(4 * DAY), "the heartbeat file is damaged or from another boot"),
         (write(-60), r"the agent is \d+ s late; it said: starting for \d+ s"),
     ],
-    ids=["missing", "directory", "loop", "pipe", "empty", "huge", "garbage", "another boot", "late"],
+    ids=[
+        "missing",
+        "directory",
+        "loop",
+        "pipe",
+        "empty",
+        "huge",
+        "garbage",
+        "another boot",
+        "late",
+    ],
 )
 def test_the_script_finds_something_else_in_place_of_the_file(
     path: Path, make: Callable[[Path], object], shown: str
@@ -240,7 +263,9 @@ def test_the_script_finds_something_else_in_place_of_the_file(
 def test_an_empty_heartbeat_file_variable_means_the_default(
     path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    settings = agent.read_settings({"SERVICE_NAME": "abc", "SERVICE_HOST": "h", "HEARTBEAT_FILE": value})
+    settings = agent.read_settings(
+        {"SERVICE_NAME": "abc", "SERVICE_HOST": "h", "HEARTBEAT_FILE": value}
+    )
     assert settings.heartbeat_file == healthcheck.DEFAULT_PATH
     monkeypatch.setattr(healthcheck, "DEFAULT_PATH", str(path))
     monkeypatch.setenv("HEARTBEAT_FILE", value)
@@ -255,8 +280,14 @@ def test_an_empty_heartbeat_file_variable_means_the_default(
 def loaded_modules(path: Path, *arguments: str) -> set[str]:
     """Return the modules that an isolated Python imports when run with these arguments."""
     command = [sys.executable, "-I", "-S", "-X", "importtime", *arguments]
-    done = subprocess.run(command, env={"HEARTBEAT_FILE": str(path)}, capture_output=True, text=True, timeout=60)
-    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    done = subprocess.run(
+        command, env={"HEARTBEAT_FILE": str(path)}, capture_output=True, text=True, timeout=60
+    )
+    return {
+        line.rpartition("|")[2].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
 
 
 def test_it_imports_nothing_beyond_os_sys_and_time(path: Path) -> None:

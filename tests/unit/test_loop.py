@@ -5,8 +5,6 @@ kit.world says what may come, kit.promises what has to hold. `FAULTS` are put in
 agent, to see that they are found.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import logging
@@ -48,7 +46,10 @@ def the_agent() -> Any:
 def explore(
     module: Any, budget: int, uniform: Uniform, from_start: bool, first: Sequence[int] = ()
 ) -> int:
-    """Play each sequence; return how many. Raises BrokenPromiseError, with the first that breaks a promise."""
+    """Play each sequence; return how many.
+
+    Raises BrokenPromiseError, with the first that breaks a promise.
+    """
     played = 0
     for choices in sequences(budget, first):
         World(module, choices, uniform, from_start).run()
@@ -126,7 +127,10 @@ def test_longer_sequences(data: st.DataObject, budget: int, others: dict[str, st
 
 
 def play_replicas(module: Any, size: int, turns: str, budget: int) -> None:
-    """After each sequence the store is lost; every replica lists the name again. Raises BrokenPromiseError."""
+    """After each sequence the store is lost; every replica lists the name again.
+
+    Raises BrokenPromiseError.
+    """
     for choices in sequences(budget):
         chance = random.Random(7)
         strict = itertools.cycle(range(size))
@@ -241,8 +245,8 @@ FAULTS = {
         "the health file is",
     ),
     "the TTL is reckoned from the answer": Fault(
-        "            self.accepted_at = now\n",
-        "            self.accepted_at = now = self.clock()\n",
+        "self.accepted_at, self.lost = now, False",
+        "self.accepted_at, self.lost = self.clock(), False",
         "ready for longer",
     ),
     "a backoff that does not grow": Fault(

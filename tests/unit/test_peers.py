@@ -1,7 +1,5 @@
 """The peers refuse and misbehave as they say: one too kind would let tests pass for nothing."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

@@ -1,6 +1,4 @@
-"""Does every setting work, empty ones too, and is every bad one refused with its value and the way to mend it?"""
-
-from __future__ import annotations
+"""Settings: each works, empty ones too, and each bad one is refused with how to mend it."""
 
 import contextlib
 import itertools
@@ -99,7 +97,9 @@ class Bad(NamedTuple):
 NAME_FIX = "set it to the name to register"
 HOST_FIX = "set it to the service's host name or address alone"
 PORT_FIX = "set it to a whole number from 1 to 65535"
-HEALTH_FIX = "set it to a path, such as /health, or a whole URL, such as http://vertice-osint:9000/health"
+HEALTH_FIX = (
+    "set it to a path, such as /health, or a whole URL, such as http://vertice-osint:9000/health"
+)
 HEADERS_FIX = "a readable file of headers"
 PAIRS_FIX = "set it to k=v,k=v with each key once"
 URL_FIX = "set it to http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
@@ -146,10 +146,20 @@ BAD = [
     Bad("SERVICE_HEALTH_ENDPOINT", "//health", HEALTH_FIX),
     Bad("SERVICE_HEALTH_ENDPOINT", "/health check", HEALTH_FIX, "'/health check'"),
     Bad("SERVICE_HEALTH_ENDPOINT", "/health#top", HEALTH_FIX),
-    Bad("SERVICE_HEALTH_ENDPOINT", "ftp://ann:s3cret@osint/health", HEALTH_FIX, "ftp://***@osint/health"),
+    Bad(
+        "SERVICE_HEALTH_ENDPOINT",
+        "ftp://ann:s3cret@osint/health",
+        HEALTH_FIX,
+        "ftp://***@osint/health",
+    ),
     Bad("SERVICE_HEALTH_ENDPOINT", "http://osint:0/health", HEALTH_FIX),
     Bad("SERVICE_HEALTH_ENDPOINT", "http://osint/health#top", HEALTH_FIX),
-    Bad("SERVICE_HEALTH_ENDPOINT", "http://osint/health?key=s3cret key", HEALTH_FIX, "http://osint/health?***"),
+    Bad(
+        "SERVICE_HEALTH_ENDPOINT",
+        "http://osint/health?key=s3cret key",
+        HEALTH_FIX,
+        "http://osint/health?***",
+    ),
     Bad("SERVICE_HEALTH_TIMEOUT", "0", "set it to seconds from 0.01 to 86400"),
     Bad("SERVICE_HEALTH_TIMEOUT", "5s", "set it to seconds from 0.01 to 86400"),
     Bad("SERVICE_HEALTH_RETRIES", "0", "set it to a whole number from 1 to 100"),
@@ -159,7 +169,12 @@ BAD = [
     Bad("SERVICE_METADATA", "a=1,b", PAIRS_FIX),
     Bad("SERVICE_METADATA", "a=1,a=2", PAIRS_FIX),
     Bad("SERVICE_METADATA", "a=1\x1b[2J", PAIRS_FIX, r"a=1\x1b[2J"),
-    Bad("SERVICE_METADATA", "a=" + "v" * 300, "at most 256 characters each", "a=" + "v" * 195 + "..."),
+    Bad(
+        "SERVICE_METADATA",
+        "a=" + "v" * 300,
+        "at most 256 characters each",
+        "a=" + "v" * 195 + "...",
+    ),
     Bad("SERVICE_ID", "a/b", "set it to the record's ID"),
     Bad("SERVICE_ID", "..", "set it to the record's ID"),
     Bad("SERVICE_TAGS", "a,b\x1b[2J", "set it to a,b", r"a,b\x1b[2J"),
@@ -190,7 +205,11 @@ BAD = [
     Bad("REGISTRY_AUTH_TOKEN", "s3cret" * 1000, TOKEN_FIX, "***"),
     Bad("REGISTRY_TOKEN_FILE", MISSING, "a readable file that holds the token .*no such file"),
     Bad("REGISTRY_TOKEN_FILE", "/", "a readable file that holds the token .*is a directory"),
-    Bad("REGISTRY_TOKEN_FILE", os.devnull, "a readable file that holds the token .*must hold one token"),
+    Bad(
+        "REGISTRY_TOKEN_FILE",
+        os.devnull,
+        "a readable file that holds the token .*must hold one token",
+    ),
     Bad("REGISTRY_CA_FILE", MISSING, f"{CA_FIX} .*no such file"),
     Bad("REGISTRY_CA_FILE", os.devnull, CA_FIX),
     Bad("HEARTBEAT_INTERVAL", "0", "set it to seconds from 0.01 to 86400"),
@@ -231,7 +250,10 @@ def unasked() -> Iterator[Peers]:
 
 
 def refusals(settings: Mapping[str, str], unasked: Peers) -> list[str]:
-    """Run the real agent; return the lines in which it refuses the settings, without their times."""
+    """Run the real agent.
+
+    Return the lines in which it refuses the settings, without their times.
+    """
     before = unasked.connections
     done = run_agent(settings, timeout=60)
     assert done.returncode == 2, done.stdout
@@ -249,11 +271,16 @@ def expected(bad: Bad) -> str:
 
 
 def rounds() -> list[list[Bad]]:
-    """Share out BAD: at most one for each variable at a time, for the token's three names together."""
+    """Share out BAD.
+
+    At most one for each variable at a time, for the token's three names together.
+    """
     variables: dict[str, list[Bad]] = {}
     for bad in BAD:
         variables.setdefault("REGISTRY_TOKEN" if bad.name in ALIASES else bad.name, []).append(bad)
-    return [[bad for bad in together if bad] for together in itertools.zip_longest(*variables.values())]
+    return [
+        [bad for bad in together if bad] for together in itertools.zip_longest(*variables.values())
+    ]
 
 
 @pytest.mark.parametrize("bads", rounds(), ids=lambda bads: f"{len(bads)} at once")
@@ -280,12 +307,20 @@ def test_every_setting_but_the_heartbeat_file_has_bad_values() -> None:
     assert {bad.name for bad in BAD} == set(VARIABLES) - {"HEARTBEAT_FILE", "SSL_CERT_FILE"}
 
 
-def test_bad_settings_are_told_as_json_where_that_is_asked_for_and_at_any_level(unasked: Peers) -> None:
+def test_bad_settings_are_told_as_json_where_that_is_asked_for_and_at_any_level(
+    unasked: Peers,
+) -> None:
     bad = {"LOG_FORMAT": " JSON ", "LOG_LEVEL": "CRITICAL", "SERVICE_PORT": "x", "SERVICE_NAME": ""}
-    lines = [json.loads(line) for line in run_agent(unasked.settings | bad, timeout=60).stdout.splitlines()]
+    lines = [
+        json.loads(line)
+        for line in run_agent(unasked.settings | bad, timeout=60).stdout.splitlines()
+    ]
     assert [sorted(line) for line in lines] == [["level", "message", "time"]] * 2
     assert {line["level"] for line in lines} == {"ERROR"}
-    assert sorted(line["message"].split(":")[1] for line in lines) == [" SERVICE_NAME is not set", " SERVICE_PORT=x"]
+    assert sorted(line["message"].split(":")[1] for line in lines) == [
+        " SERVICE_NAME is not set",
+        " SERVICE_PORT=x",
+    ]
 
 
 SECRET_FILES = ("REGISTRY_TOKEN_FILE", "SERVICE_HEALTH_HEADERS_FILE")
@@ -319,15 +354,21 @@ def test_a_file_without_what_it_should_hold_is_refused(tmp_path: Path, name: str
         *("A: b\n" + "\n" * blanks + "X-Key: s3cret" for blanks in (4081, 4083)),
     ],
 )
-def test_headers_that_could_break_a_request_are_refused_and_never_shown(tmp_path: Path, content: str) -> None:
+def test_headers_that_could_break_a_request_are_refused_and_never_shown(
+    tmp_path: Path, content: str
+) -> None:
     path = tmp_path / "headers"
     path.write_bytes(content.encode())
     (problem,) = problems_of(SERVICE_HEALTH_HEADERS_FILE=str(path))
-    assert problem.startswith(f"SERVICE_HEALTH_HEADERS_FILE={path}: set it to a readable file of headers (")
+    assert problem.startswith(
+        f"SERVICE_HEALTH_HEADERS_FILE={path}: set it to a readable file of headers ("
+    )
     assert "s3cr" not in problem
 
 
-def test_a_pipe_in_place_of_the_token_file_is_refused_not_waited_for(tmp_path: Path, unasked: Peers) -> None:
+def test_a_pipe_in_place_of_the_token_file_is_refused_not_waited_for(
+    tmp_path: Path, unasked: Peers
+) -> None:
     path = tmp_path / "token"
     os.mkfifo(path)
     (line,) = refusals(unasked.settings | {"REGISTRY_TOKEN_FILE": str(path)}, unasked)
@@ -342,8 +383,11 @@ def test_a_pipe_in_place_of_the_token_file_is_refused_not_waited_for(tmp_path: P
         ("SERVICE_HEALTH_ENDPOINT", "https://osint/health"),
     ],
 )
-def test_https_in_an_image_without_tls_names_the_build_argument(unasked: Peers, name: str, value: str) -> None:
-    code = f"import runpy, sys; sys.modules['ssl'] = None; runpy.run_path({str(AGENT)!r}, run_name='__main__')"
+def test_https_in_an_image_without_tls_names_the_build_argument(
+    unasked: Peers, name: str, value: str
+) -> None:
+    run = f"runpy.run_path({str(AGENT)!r}, run_name='__main__')"
+    code = f"import runpy, sys; sys.modules['ssl'] = None; {run}"
     done = subprocess.run(
         [sys.executable, "-I", "-c", code],
         env=environment(unasked.settings | {name: value, "REGISTRY_CA_FILE": "/nowhere"}),
@@ -359,17 +403,20 @@ def test_https_in_an_image_without_tls_names_the_build_argument(unasked: Peers, 
 # ---- good settings
 
 GOOD: dict[str, dict[str, object]] = {
-    "SERVICE_NAME": {"abc": "abc", "osint_service-2": "osint_service-2", "A.b": "A.b", "index2": "index2"},
+    "SERVICE_NAME": {each: each for each in ("abc", "osint_service-2", "A.b", "index2")},
     "SERVICE_HOST": {
-        "vertice-osint": "vertice-osint", "a.b.example.": "a.b.example.", "under_score": "under_score",
-        "10.0.0.1": "10.0.0.1", "::1": "::1", "[fe80::1]": "fe80::1", "::ffff:10.0.0.1": "::ffff:10.0.0.1",
+        "vertice-osint": "vertice-osint", "a.b.example.": "a.b.example.",
+        "under_score": "under_score",
+        "10.0.0.1": "10.0.0.1", "::1": "::1", "[fe80::1]": "fe80::1",
+        "::ffff:10.0.0.1": "::ffff:10.0.0.1",
     },
     "SERVICE_PORT": {"1": 1, "65535": 65535, "0080": 80},
     "SERVICE_HEALTH_CHECK": {"http": "http", "TCP": "tcp", "None": "none"},
     "SERVICE_SCHEME": {"http": "http", "HTTPS": "https"},
     "SERVICE_TLS_VERIFY": {"true": True, "No": False},
     "SERVICE_HEALTH_ENDPOINT": {
-        each: each for each in ("/", "/a/b?c=d&e=%20", "http://lb/health?a=1", "https://ann:s3cret@[::1]:9000/")
+        each: each
+        for each in ("/", "/a/b?c=d&e=%20", "http://lb/h?a=1", "https://ann:s3cret@[::1]:9000/")
     },
     "SERVICE_HEALTH_TIMEOUT": {"0.01": 0.01, "15": 15.0, "16": 15.0},  # at most half an interval
     "SERVICE_HEALTH_RETRIES": {"1": 1, "100": 100},
@@ -379,10 +426,12 @@ GOOD: dict[str, dict[str, object]] = {
     },
     "SERVICE_ID": {"osint:1": "osint:1", "i" * 255: "i" * 255},
     "SERVICE_TAGS": {
-        "a": ["a"], "a, b ,": ["a", "b"], "urlprefix-/x strip=/x": ["urlprefix-/x strip=/x"], ",": [],
+        "a": ["a"], "a, b ,": ["a", "b"], ",": [],
+        "urlprefix-/x strip=/x": ["urlprefix-/x strip=/x"],
     },
     "REGISTRY_URL": {
-        "consul://consul/": "consul://consul", "consul-tls://ann:s3cret@[::1]:1": "consul-tls://ann:s3cret@[::1]:1",
+        "consul://consul/": "consul://consul",
+        "consul-tls://ann:s3cret@[::1]:1": "consul-tls://ann:s3cret@[::1]:1",
         "http://lb": "http://lb", "http://lb:80/": "http://lb:80", "http://lb:80//": "http://lb:80",
         "https://lb/api/": "https://lb/api", "http://[::1]:80": "http://[::1]:80",
         "http://ann:s3cret@lb": "http://ann:s3cret@lb",
@@ -392,7 +441,8 @@ GOOD: dict[str, dict[str, object]] = {
     "HEARTBEAT_INTERVAL": {"0.01": 0.01, "29.5": 29.5, "60": 60.0},
     "INITIAL_WAIT_TIMEOUT": {"0": 0.0, "0.0": 0.0, "3600": 3600.0},
     "DEREGISTER_ON_EXIT": {
-        "true": True, "Yes": True, "ON": True, "1": True, "false": False, "No": False, "off": False, "0": False,
+        "true": True, "Yes": True, "ON": True, "1": True,
+        "false": False, "No": False, "off": False, "0": False,
     },
     "DRAIN_SECONDS": {"0": 0.0, "2.5": 2.5, "86400": 86400.0},
     "HEARTBEAT_FILE": {"/run/heartbeat": "/run/heartbeat", "with blank": "with blank"},
@@ -429,14 +479,21 @@ def test_the_start_line_shows_every_default() -> None:
         assert sidecar.stop()[0] == 0
     for name in unset:
         shown = {"true": "True"}.get(DEFAULTS[name], DEFAULTS[name])
-        shows = re.search(rf" {name}={re.escape(shown)}(\.0)?( |$)", line) if shown else name not in line
+        shows = (
+            re.search(rf" {name}={re.escape(shown)}(\.0)?( |$)", line)
+            if shown
+            else name not in line
+        )
         assert shows, name
 
 
 def test_every_setting_reaches_the_start_line_and_the_record(tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("t0ken-of-the-file\n")
-    with Registry(token="t0ken-of-the-file") as registry, ToyService(health_path="/up?deep=1") as service:
+    with (
+        Registry(token="t0ken-of-the-file") as registry,
+        ToyService(health_path="/up?deep=1") as service,
+    ):
         settings = {
             "SERVICE_NAME": "other-name",
             "SERVICE_HOST": "localhost",
@@ -459,14 +516,20 @@ def test_every_setting_reaches_the_start_line_and_the_record(tmp_path: Path) -> 
             "LOG_LEVEL": "info",
             "LOG_FORMAT": "Text",
         }
-        with Sidecar(None, None, **{name: f" {value} " for name, value in settings.items()}) as sidecar:
+        with Sidecar(
+            None, None, **{name: f" {value} " for name, value in settings.items()}
+        ) as sidecar:
             sidecar.wait_registered()
             record = registry.record("other-name")
             assert sidecar.stop()[0] == 0
     assert record is not None
     assert record["endpoint"] == f"http://localhost:{service.port}"
     assert record["health_endpoint"] == "/up?deep=1"
-    assert record["metadata"] == {"team": "blue", "version": "9", "status": "healthy"}  # ours before the service's
+    assert record["metadata"] == {
+        "team": "blue",
+        "version": "9",
+        "status": "healthy",
+    }  # ours before the service's
     assert registry.count("deregister") == 0
     assert (tmp_path / "beat").exists()
     assert "s3cret" not in sidecar.log
@@ -493,7 +556,9 @@ def test_a_service_without_http(registry: Registry, check: str) -> None:
         port = listening.getsockname()[1]
         if check == "none":
             listening.close()  # nothing at all is asked of the service
-        with Sidecar(registry, SERVICE_PORT=port, SERVICE_HEALTH_CHECK=check, SERVICE_METADATA="a=1") as sidecar:
+        with Sidecar(
+            registry, SERVICE_PORT=port, SERVICE_HEALTH_CHECK=check, SERVICE_METADATA="a=1"
+        ) as sidecar:
             sidecar.wait_for("Service is READY")
             sidecar.wait_registered()
             record = registry.record(NAME)
@@ -508,7 +573,9 @@ def test_an_ipv6_address_is_registered_in_brackets(registry: Registry) -> None:
             stack.enter_context(service)
         except OSError:  # no IPv6 here: then without a probe
             service, check = ToyService(), "none"
-        sidecar = stack.enter_context(Sidecar(registry, service, SERVICE_HOST="::1", SERVICE_HEALTH_CHECK=check))
+        sidecar = stack.enter_context(
+            Sidecar(registry, service, SERVICE_HOST="::1", SERVICE_HEALTH_CHECK=check)
+        )
         sidecar.wait_registered()
         record = registry.record(NAME)
         assert record is not None
@@ -516,7 +583,9 @@ def test_an_ipv6_address_is_registered_in_brackets(registry: Registry) -> None:
     assert read(SERVICE_HOST="[::1]").values == read(SERVICE_HOST="::1").values
 
 
-def test_a_slash_at_the_end_of_the_registry_url_never_doubles(registry: Registry, service: ToyService) -> None:
+def test_a_slash_at_the_end_of_the_registry_url_never_doubles(
+    registry: Registry, service: ToyService
+) -> None:
     with Sidecar(None, service, REGISTRY_URL=registry.url + "//") as sidecar:
         sidecar.wait_for("Heartbeat accepted")
         sidecar.stop()
@@ -525,7 +594,9 @@ def test_a_slash_at_the_end_of_the_registry_url_never_doubles(registry: Registry
         assert paths - {"/services"} == {"/register", "/heartbeat", f"/deregister/{NAME}"}
 
 
-def test_agent_and_health_check_agree_on_a_heartbeat_file_in_blanks(service: ToyService, tmp_path: Path) -> None:
+def test_agent_and_health_check_agree_on_a_heartbeat_file_in_blanks(
+    service: ToyService, tmp_path: Path
+) -> None:
     path = tmp_path / "heartbeat"
     with Sidecar(Registry(), service, HEARTBEAT_FILE=f" {path} ") as sidecar:
         sidecar.wait_health("^(waiting|registering|registry unreachable) for", 0)
@@ -540,9 +611,21 @@ def test_agent_and_health_check_agree_on_a_heartbeat_file_in_blanks(service: Toy
     [
         ({}, "", "REGISTRY_TOKEN"),
         ({"REGISTRY_AUTH_TOKEN": "c"}, "c", "REGISTRY_AUTH_TOKEN"),
-        ({"REGISTRY_AUTH_TOKEN": "c", "VERTICE_REGISTRY_TOKEN": "b"}, "b", "VERTICE_REGISTRY_TOKEN"),
-        ({"REGISTRY_AUTH_TOKEN": "c", "VERTICE_REGISTRY_TOKEN": "b", "REGISTRY_TOKEN": "a"}, "a", "REGISTRY_TOKEN"),
-        ({"REGISTRY_AUTH_TOKEN": "c", "VERTICE_REGISTRY_TOKEN": "", "REGISTRY_TOKEN": " "}, "c", "REGISTRY_AUTH_TOKEN"),
+        (
+            {"REGISTRY_AUTH_TOKEN": "c", "VERTICE_REGISTRY_TOKEN": "b"},
+            "b",
+            "VERTICE_REGISTRY_TOKEN",
+        ),
+        (
+            {"REGISTRY_AUTH_TOKEN": "c", "VERTICE_REGISTRY_TOKEN": "b", "REGISTRY_TOKEN": "a"},
+            "a",
+            "REGISTRY_TOKEN",
+        ),
+        (
+            {"REGISTRY_AUTH_TOKEN": "c", "VERTICE_REGISTRY_TOKEN": "", "REGISTRY_TOKEN": " "},
+            "c",
+            "REGISTRY_AUTH_TOKEN",
+        ),
         ({"REGISTRY_TOKEN": "a", "REGISTRY_TOKEN_FILE": "FILE"}, "f", "REGISTRY_TOKEN_FILE"),
     ],
 )
@@ -550,7 +633,9 @@ def test_token_variables_take_precedence_in_their_order(
     tmp_path: Path, variables: dict[str, str], token: str, name: str
 ) -> None:
     (tmp_path / "token").write_text(" f\n")
-    settings = read(**{key: value.replace("FILE", str(tmp_path / "token")) for key, value in variables.items()})
+    settings = read(
+        **{key: value.replace("FILE", str(tmp_path / "token")) for key, value in variables.items()}
+    )
     assert (agent.choose_token(settings).now(), settings.token_name) == (token, name)
 
 
@@ -562,9 +647,15 @@ def test_token_variables_take_precedence_in_their_order(
     [
         ({}, None),
         ({"HEARTBEAT_INTERVAL": "30"}, None),
-        ({"HEARTBEAT_INTERVAL": "30.5"}, r"HEARTBEAT_INTERVAL=30\.5: .*forgets a service after 60 s.* set it to 30 or"),
+        (
+            {"HEARTBEAT_INTERVAL": "30.5"},
+            r"HEARTBEAT_INTERVAL=30\.5: .*forgets a service after 60 s.* set it to 30 or",
+        ),
         ({"SERVICE_NAME": "ab"}, "SERVICE_NAME=ab: names are by convention 3 to 64 lowercase"),
-        ({"SERVICE_NAME": "n" * 65}, "SERVICE_NAME=n{65}: names are by convention 3 to 64 lowercase"),
+        (
+            {"SERVICE_NAME": "n" * 65},
+            "SERVICE_NAME=n{65}: names are by convention 3 to 64 lowercase",
+        ),
         ({"SERVICE_NAME": "Osint.Service"}, "SERVICE_NAME=Osint.Service: names are by convention"),
     ],
 )
@@ -583,7 +674,9 @@ def test_a_doubtful_setting_is_warned_of(variables: dict[str, str], doubt: str |
         ("0", "false", None),
     ],
 )
-def test_a_drain_that_docker_would_cut_short_is_warned_of(drain: str, deregister: str, words: str | None) -> None:
+def test_a_drain_that_docker_would_cut_short_is_warned_of(
+    drain: str, deregister: str, words: str | None
+) -> None:
     lines = doubts(read(DRAIN_SECONDS=drain, DEREGISTER_ON_EXIT=deregister))
     assert lines == [words] * bool(words)
 
@@ -601,8 +694,18 @@ def test_a_ca_file_without_https_is_warned_of() -> None:
         ({"service_ca_file": "/ca.pem"}, "SERVICE_CA_FILE: has no effect"),
         ({"service_ca_file": "/ca.pem", "service_scheme": "https"}, None),
         ({"service_ca_file": "/ca.pem", "service_health_endpoint": "HTTPS://osint/health"}, None),
-        ({"service_ca_file": "/ca.pem", "service_scheme": "https", "service_health_check": "tcp"}, "SERVICE_CA_FILE: "),
-        ({"service_tls_verify": False, "service_scheme": "https"}, "SERVICE_TLS_VERIFY=false: a probe believes"),
+        (
+            {
+                "service_ca_file": "/ca.pem",
+                "service_scheme": "https",
+                "service_health_check": "tcp",
+            },
+            "SERVICE_CA_FILE: ",
+        ),
+        (
+            {"service_tls_verify": False, "service_scheme": "https"},
+            "SERVICE_TLS_VERIFY=false: a probe believes",
+        ),
         ({"service_tls_verify": False}, None),
     ],
 )
@@ -650,7 +753,15 @@ NO_SLIPS = (
     *("REGISTRY_URL_SERVICE_HOST", "REGISTRY_URL_PORT_80_TCP_ADDR", "REGISTRY_NAME"),
     *("REGISTRY_ENV_REGISTRY_TOKEN", "REGISTRY_URL_ENV_PATH"),
     *("PATH", "HOME", "HOSTNAME", "LANG", "TZ", "SSL_CERT_DIR", "GPG_KEY", "PYTHON_VERSION"),
-    *("LOG_DIR", "REGISTRY", "SERVICE", "REGISTRY_USER", "SERVICE_VERSION", "HEARTBEAT", *VARIABLES),
+    *(
+        "LOG_DIR",
+        "REGISTRY",
+        "SERVICE",
+        "REGISTRY_USER",
+        "SERVICE_VERSION",
+        "HEARTBEAT",
+        *VARIABLES,
+    ),
 )
 
 
@@ -728,16 +839,38 @@ def test_a_bad_ssl_cert_file_is_refused_where_https_has_no_file_of_its_own(
 def test_doubts_stop_nothing(registry: Registry, service: ToyService) -> None:
     with Sidecar(registry, service, SERVICE_NAME="UP", HEARTBEAT_INTERVAL=31) as sidecar:
         sidecar.wait_registered()
-        assert sidecar.count(" WARNING SERVICE_NAME=UP: ") == sidecar.count(" WARNING HEARTBEAT_INTERVAL=31: ") == 1
+        assert (
+            sidecar.count(" WARNING SERVICE_NAME=UP: ")
+            == sidecar.count(" WARNING HEARTBEAT_INTERVAL=31: ")
+            == 1
+        )
 
 
 # ---- any settings at all
 
-# What an environment can hold: any text but NUL, and bytes that are no UTF-8 (as surrogates). Beside that,
-# pieces of sound values, so that the parts behind the first check are reached.
-anything = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]) | st.sampled_from("\udc80\udcff"))
+# What an environment can hold: any text but NUL, and bytes that are no UTF-8 (as surrogates).
+# Beside that, pieces of sound values, so that the parts behind the first check are reached.
+anything = st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+    | st.sampled_from("\udc80\udcff")
+)
 pieces = st.lists(
-    st.sampled_from(["http://", "https://", "ann:s3cret@", "lb", "::1", "[::1]", "1", "0", "e", "v1.x", "ß", "\udcff"])
+    st.sampled_from(
+        [
+            "http://",
+            "https://",
+            "ann:s3cret@",
+            "lb",
+            "::1",
+            "[::1]",
+            "1",
+            "0",
+            "e",
+            "v1.x",
+            "ß",
+            "\udcff",
+        ]
+    )
     | st.sampled_from(list("[]:/.,=@?#%-_&; \t\n\\'\"")),
     max_size=8,
 ).map("".join)
@@ -745,7 +878,10 @@ values = anything | pieces
 
 
 def settle(variables: Mapping[str, str]) -> Settings | None:
-    """Read the settings and check what holds for all: each problem is one line that names a variable."""
+    """Read the settings and check what holds for all.
+
+    Each problem is one line that names a variable.
+    """
     problems: tuple[str, ...] = ()
     settings = None
     try:
@@ -757,7 +893,9 @@ def settle(variables: Mapping[str, str]) -> Settings | None:
         assert problem.isprintable()
         assert re.match(f"({'|'.join(VARIABLES)})(=| is not set: )", problem)
         assert len(problem) < 1000
-        assert not (problem.startswith(("REGISTRY_URL", "SERVICE_HEALTH_ENDPOINT")) and "s3cret" in problem)
+        assert not (
+            problem.startswith(("REGISTRY_URL", "SERVICE_HEALTH_ENDPOINT")) and "s3cret" in problem
+        )
     return settings
 
 

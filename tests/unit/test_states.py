@@ -1,7 +1,5 @@
 """What an agent does in simulated time, where one look at one of its parts shows it."""
 
-from __future__ import annotations
-
 import os
 import random
 from pathlib import Path

@@ -16,7 +16,10 @@ TURNS = ("strict", "random")
 
 
 class Balancer(Peer):
-    """Args: the replicas; turns, one of TURNS; those of Peer. `replicas` may be changed any time."""
+    """Args: the replicas; turns, one of TURNS; those of Peer.
+
+    `replicas` may be changed any time.
+    """
 
     def __init__(self, replicas: Sequence[Registry], turns: str = "strict", **options: Any) -> None:
         super().__init__(**options)

@@ -1,7 +1,5 @@
 """The embedded Consul: the calls of its agent that matter here, in the words of its versions."""
 
-from __future__ import annotations
-
 import re
 import time
 from typing import Any

@@ -1,7 +1,7 @@
 """The catalogue of misbehaviours that a peer can play instead of an answer.
 
-Each is a factory: `slow(3)` or `huge_body(megabytes=20)` gives a Fault, a callable that plays on the
-connection of an Exchange. FAULTS holds one of each, made with its default parameters, by name;
+Each is a factory: `slow(3)` or `huge_body(megabytes=20)` gives a Fault, a callable that plays on
+the connection of an Exchange. FAULTS holds one of each, made with its default parameters, by name;
 `status_404` and its like are there too, and what the tables SENT, HEADLESS and BODIES hold. All are
 bounded in bytes and in time and end as soon as the client goes away or the peer stops (which shuts
 the connection down, so both look the same from here).
@@ -64,7 +64,10 @@ def fault(play: Callable[Concatenate[Exchange, P], None]) -> Callable[P, Fault]:
 
 
 def resolve(what: object) -> Fault:
-    """Return the fault for a name, a list [name, parameter...] or a callable. Raises KeyError, TypeError."""
+    """Return the fault for a name, a list [name, parameter...] or a callable.
+
+    Raises KeyError, TypeError.
+    """
     if callable(what):
         return what
     if isinstance(what, str):
@@ -129,7 +132,7 @@ def _byte_by_byte(blocks: Iterable[bytes]) -> Iterable[bytes]:
 
 @fault
 def garbage(exchange: Exchange, size: int = 4096) -> None:
-    """Bytes that are no HTTP, with control characters and a forged log line, then close."""
+    """Send bytes that are no HTTP, with control characters and a forged log line, then close."""
     start = f"\x1b[2J\x1b]0;x\x07\x00\r{FORGED}\n{FORGED}\r\n"
     _send(exchange, start.encode() + random.Random(size).randbytes(size))
 
@@ -139,7 +142,8 @@ def reset(exchange: Exchange) -> None:
     """RST instead of an answer."""
     exchange.close_connection = True
     exchange.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    exchange.rfile.close()  # the socket is closed, and the reset sent, only when its last file is closed too
+    # The socket is closed, and the reset sent, only when its last file is closed too.
+    exchange.rfile.close()
     exchange.connection.close()
 
 
@@ -157,7 +161,7 @@ def hang(exchange: Exchange, seconds: float = SECONDS) -> None:
 
 @fault
 def slow(exchange: Exchange, seconds: float = 3.0) -> None:
-    """The sane answer, so many seconds late (and never where the client has gone by then)."""
+    """Send the sane answer, so many seconds late (and never where the client has gone by then)."""
     keep = not exchange.close_connection
     if _client_waits(exchange, seconds):
         exchange.connection.settimeout(SECONDS)
@@ -167,7 +171,7 @@ def slow(exchange: Exchange, seconds: float = 3.0) -> None:
 
 @fault
 def drip_headers(exchange: Exchange, pause: float = 1.0) -> None:
-    """Status line and headers a byte a second, for two minutes."""
+    """Send status line and headers a byte a second, for two minutes."""
     head = _head("Content-Length: 2", "X-Padding: " + "x" * 1000)
     _pour(exchange, _byte_by_byte([head, b"{}"]), pause)
 
@@ -184,9 +188,12 @@ def drip_body(exchange: Exchange, pause: float = 1.0, status: str = "200 OK") ->
 
 @fault
 def status(
-    exchange: Exchange, code: int = 500, body: object = None, headers: Mapping[str, str] | None = None
+    exchange: Exchange,
+    code: int = 500,
+    body: object = None,
+    headers: Mapping[str, str] | None = None,
 ) -> None:
-    """A well-formed answer with this status; body as in Answer, by default a JSON detail."""
+    """Send a well-formed answer with this status; body as in Answer, by default a JSON detail."""
     moved = {"Location": "/elsewhere"} if code in (301, 302, 307, 308) else {}
     body = {"detail": f"status {code} played by the test peer"} if body is None else body
     exchange.reply(code, body, {**moved, **(headers or {})})
@@ -197,28 +204,31 @@ for _code in STATUSES:
 
 
 @fault
-def redirect(exchange: Exchange, url: str = "http://127.0.0.1:9/elsewhere", code: int = 307) -> None:
-    """A redirect to this URL."""
+def redirect(
+    exchange: Exchange, url: str = "http://127.0.0.1:9/elsewhere", code: int = 307
+) -> None:
+    """Send a redirect to this URL."""
     exchange.reply(code, None, {"Location": url})
 
 
 def html_page(code: int, phrase: str) -> str:
     """Return the error page of nginx."""
     return (
-        f"<html>\r\n<head><title>{code} {phrase}</title></head>\r\n<body>\r\n<center><h1>{code} {phrase}</h1>"
+        f"<html>\r\n<head><title>{code} {phrase}</title></head>\r\n<body>\r\n"
+        f"<center><h1>{code} {phrase}</h1>"
         "</center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
     )
 
 
 @fault
 def html_502(exchange: Exchange) -> None:
-    """The page of nginx when no replica is left."""
+    """Send the page of nginx when no replica is left."""
     exchange.reply(502, html_page(502, "Bad Gateway"), {"Content-Type": "text/html"})
 
 
 @fault
 def control_reason(exchange: Exchange) -> None:
-    """A reason phrase and a Location full of control characters."""
+    """Send a reason phrase and a Location full of control characters."""
     _send(exchange, _head("Location: http://x/\x1b[31m\r" + FORGED, "Content-Length: 0",
                           status=f"307 \x1b[2J\x07\x9b31m\r{FORGED}"))  # fmt: skip
 
@@ -252,7 +262,7 @@ def short_length(exchange: Exchange) -> None:
 
 @fault
 def bad_length(exchange: Exchange) -> None:
-    """A length that is no number."""
+    """Send a length that is no number."""
     _send(exchange, _head("Content-Length: banana") + b"{}")
 
 
@@ -264,13 +274,13 @@ def two_lengths(exchange: Exchange) -> None:
 
 @fault
 def broken_chunks(exchange: Exchange) -> None:
-    """A chunk with a size that is no number, after a good one."""
+    """Send a chunk with a size that is no number, after a good one."""
     _send(exchange, _head("Transfer-Encoding: chunked") + b"2\r\n{}\r\nzebra\r\n{}\r\n0\r\n\r\n")
 
 
 @fault
 def interim(exchange: Exchange, *codes: int, link: str = "</style.css>; rel=preload") -> None:
-    """A good answer after these 1xx ones (by default 103), each with a header."""
+    """Send a good answer after these 1xx ones (by default 103), each with a header."""
     fields = f"Link: {link}\r\n\r\n"
     exchange.raw("".join(f"HTTP/1.1 {code} Wait\r\n{fields}" for code in codes or (103,)).encode())
     exchange.reply(200, {"status": "healthy"})
@@ -278,20 +288,20 @@ def interim(exchange: Exchange, *codes: int, link: str = "</style.css>; rel=prel
 
 @fault
 def long_header(exchange: Exchange, size: int = 5000) -> None:
-    """A good answer with a header line of this size."""
+    """Send a good answer with a header line of this size."""
     exchange.reply(200, {"status": "healthy"}, {"X-Long": "x" * size})
 
 
 @fault
 def answer_then_reset(exchange: Exchange) -> None:
-    """A whole answer, and RST after it, as from a peer that never read the request."""
+    """Send a whole answer, and RST after it, as from a peer that never read the request."""
     exchange.reply(200, {"status": "healthy"})
     reset()(exchange)
 
 
 @fault
 def raw(exchange: Exchange, data: bytes = b"SSH-2.0-OpenSSH_9.9\r\n") -> None:
-    """These bytes, then close."""
+    """Send these bytes, then close."""
     _send(exchange, data)
 
 
@@ -312,8 +322,10 @@ FAULTS |= {name: raw(data) for name, data in SENT.items()}
 
 @fault
 def many_headers(exchange: Exchange, number: int = 10_000) -> None:
-    """A good answer with so many headers."""
-    _send(exchange, _head(*(f"X-Header-{n}: {n}" for n in range(number)), "Content-Length: 2") + b"{}")
+    """Send a good answer with so many headers."""
+    _send(
+        exchange, _head(*(f"X-Header-{n}: {n}" for n in range(number)), "Content-Length: 2") + b"{}"
+    )
 
 
 # Without an end: each as fast as the client reads, and byte by byte.
@@ -323,7 +335,7 @@ def many_headers(exchange: Exchange, number: int = 10_000) -> None:
 def endless(
     exchange: Exchange, start: bytes = b"", block: bytes = b"\r\n", pause: float = 0.0
 ) -> None:
-    """These bytes, then this block again and again; with a pause (in seconds) byte by byte."""
+    """Send these bytes, then this block again and again; with a pause (in seconds) byte by byte."""
     exchange.connection.settimeout(SECONDS)
     exchange.raw(start)
     if pause:
@@ -389,7 +401,7 @@ for _name, (_start, _block) in (HEADLESS | BODIES).items():
 
 @fault
 def gzip_not(exchange: Exchange) -> None:
-    """A body that is said to be gzip and is not."""
+    """Send a body that is said to be gzip and is not."""
     exchange.reply(200, {"status": "healthy"}, {"Content-Encoding": "gzip"})
 
 
@@ -403,48 +415,53 @@ def bomb(megabytes: int) -> bytes:
 
 @fault
 def gzip_bomb(exchange: Exchange, megabytes: int = 128, chunked: bool = False) -> None:
-    """A small body that inflates about a thousandfold."""
+    """Send a small body that inflates about a thousandfold."""
     packed = bomb(megabytes)
     if chunked:
         framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(packed), packed)
         _send(exchange, _head("Content-Encoding: gzip", "Transfer-Encoding: chunked") + framed)
     else:
-        exchange.reply(200, packed, {"Content-Encoding": "gzip", "Content-Type": "application/json"})
+        exchange.reply(
+            200, packed, {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        )
 
 
 @fault
 def huge_body(exchange: Exchange, megabytes: int = 300, status: str = "200 OK") -> None:
-    """A body of this size, with its length."""
+    """Send a body of this size, with its length."""
     _send(exchange, _head(f"Content-Length: {megabytes * MEGABYTE}", status=status))
     _pour(exchange, _again(b" " * 65536, megabytes * MEGABYTE))
 
 
 @fault
 def huge_chunked(exchange: Exchange, megabytes: int = 300) -> None:
-    """A body of this size in chunks."""
+    """Send a body of this size in chunks."""
     _send(exchange, _head("Transfer-Encoding: chunked"))
     _pour(exchange, [b"10000\r\n" + b" " * 65536 + b"\r\n"] * (megabytes * 16))
     exchange.raw(b"0\r\n\r\n")
 
 
-NASTY = f"\x1b[31mred\x1b[0m\x07\x00\r\n{FORGED}\n\u2028{FORGED}\u2029\u0085\x9b2J\u202eesrever\u2066\ufeff"
+NASTY = (
+    f"\x1b[31mred\x1b[0m\x07\x00\r\n{FORGED}\n\u2028{FORGED}"
+    "\u2029\u0085\x9b2J\u202eesrever\u2066\ufeff"
+)
 
 
 @fault
 def control_characters(exchange: Exchange, code: int = 500) -> None:
-    """A JSON detail with escape sequences, line ends, a forged log line, bidi overrides."""
+    """Send a JSON detail with escape sequences, line ends, a forged log line, bidi overrides."""
     exchange.reply(code, {"detail": NASTY, "status": NASTY, "version": NASTY})
 
 
 @fault
 def control_text(exchange: Exchange, code: int = 500) -> None:
-    """The same as plain text."""
+    """Send the same as plain text."""
     exchange.reply(code, NASTY)
 
 
 @fault
 def echo_token(exchange: Exchange, code: int = 500) -> None:
-    """An error that repeats the secrets of the request."""
+    """Send an error that repeats the secrets of the request."""
     token, login = (exchange.headers.get(name) for name in ("X-Registry-Token", "Authorization"))
     exchange.reply(code, {"detail": f"X-Registry-Token: {token}, Authorization: {login} refused"})
 

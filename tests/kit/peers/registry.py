@@ -1,8 +1,11 @@
-"""The embedded registry: the whole API of the service registry, its TTL, each of its oddities by a switch.
+"""The embedded registry.
 
-As a program: `python -m kit.peers.registry --port 8888 --ttl 60 --verbose`. While it runs, tests can
-script it: `curl -d '{"store":"open"}' localhost:8888/_control`, `{"play":["heartbeat","hang",null]}` (null:
-until `{"sane":"*"}`), `{"forget":null}` loses all records; `GET /_control` shows counts and records.
+The whole API of the service registry, its TTL, each of its oddities by a switch.
+
+As a program: `python -m kit.peers.registry --port 8888 --ttl 60 --verbose`. While it runs, tests
+can script it: `curl -d '{"store":"open"}' localhost:8888/_control`,
+`{"play":["heartbeat","hang",null]}` (null: until `{"sane":"*"}`), `{"forget":null}` loses all
+records; `GET /_control` shows counts and records.
 """
 
 from __future__ import annotations
@@ -61,16 +64,18 @@ class _Record:
 
 
 class Registry(Peer):
-    """The registry. Its operations are register, heartbeat, deregister, list, get, health, metrics and other.
+    """The registry.
 
-    Arguments beside those of Peer (durations in seconds; all are attributes too and may be changed any time):
-    ttl; token, None asks for none; dialect, "documented" or "deployed" wording of errors; store, the state of
-    the store behind it, one of STORES ("gone": no replica is left behind nginx); linger, how long
-    GET /services shows an expired name (None: 30 in the deployed dialect, else 0); failing_delay and
-    hang_delay, how long a failing and a hanging store takes to give its 500 and 504; blackout, how long nginx
-    answers 502 after a handful of 500 from GET /services/{name}; limits, {operation: (number, seconds)},
-    answers 429 beyond; retry_after, the header of these 429; replica_of, another registry with which it shares
-    the store; clock, monotonic seconds. The attribute ttls has the names whose TTL is another.
+    Its operations are register, heartbeat, deregister, list, get, health, metrics and other.
+    Args beside those of Peer (durations in seconds; all are attributes too and may be changed
+    any time): ttl; token, None asks for none; dialect, "documented" or "deployed" wording of
+    errors; store, the state of the store behind it, one of STORES ("gone": no replica is left
+    behind nginx); linger, how long GET /services shows an expired name (None: 30 in the deployed
+    dialect, else 0); failing_delay and hang_delay, how long a failing and a hanging store takes to
+    give its 500 and 504; blackout, how long nginx answers 502 after a handful of 500 from GET
+    /services/{name}; limits, {operation: (number, seconds)}, answers 429 beyond; retry_after, the
+    header of these 429; replica_of, another registry with which it shares the store; clock,
+    monotonic seconds. The attribute ttls has the names whose TTL is another.
     """
 
     settings = (
@@ -138,7 +143,10 @@ class Registry(Peer):
 
     @property
     def store(self) -> str:
-        """The state of the store, one of STORES. Back to "up" forgets what was only in a replica's memory."""
+        """The state of the store, one of STORES.
+
+        Back to "up" forgets what was only in a replica's memory.
+        """
         return self._store
 
     @store.setter
@@ -159,7 +167,10 @@ class Registry(Peer):
         return self.linger
 
     def record(self, name: str) -> dict[str, object] | None:
-        """Return the live record of this name from the store (the memory of a replica does not count)."""
+        """Return the live record of this name from the store.
+
+        Whose replicas' memory does not count.
+        """
         with self.lock:
             return self._shown(self._live(name))
 
@@ -183,7 +194,10 @@ class Registry(Peer):
                 records.clear() if name is None else records.pop(name, None)
 
     def expire(self, name: str | None = None) -> None:
-        """Let the TTL of this name, of all by default, run out now (unlike forget, the name lingers)."""
+        """Let the TTL of this name, of all by default.
+
+        Run out now (unlike forget, the name lingers).
+        """
         with self.lock:
             for record in self._records.values():
                 if name in (None, record.service_name):
@@ -238,10 +252,16 @@ class Registry(Peer):
             return answer
 
     def _register(self, request: Request) -> Answer:
-        refused = self._invalid(request) or self._limited(request.address, "register") or self._token(request)
+        refused = (
+            self._invalid(request)
+            or self._limited(request.address, "register")
+            or self._token(request)
+        )
         if refused or (refused := self._store_down("register")):
             return refused
-        name, endpoint, health_endpoint, metadata = (request.json()[key] for key in FIELDS["register"])
+        name, endpoint, health_endpoint, metadata = (
+            request.json()[key] for key in FIELDS["register"]
+        )
         now = time.time()
         record = _Record(name, endpoint, health_endpoint, metadata, now, now, self._expiry(name))
         (self._records if self.store == "up" else self._memory)[name] = record
@@ -292,14 +312,20 @@ class Registry(Peer):
             return refused
         name = str(_name_in(request))
         record = self._shown(self._live(name) if self.store == "up" else self._memory.get(name))
-        return Answer(200, record) if record else Answer(404, {"detail": f"Service '{name}' not found"})
+        return (
+            Answer(200, record)
+            if record
+            else Answer(404, {"detail": f"Service '{name}' not found"})
+        )
 
     def _health(self, _request: Request) -> Answer:
         status = "healthy" if self.store == "up" else "degraded"
         state = self.store.upper() if self.store in ("open", "half_open") else "CLOSED"
         redis = {"status": status, "circuit_breaker": {"state": state}}
         active = self._active_services()
-        return Answer(200, {"status": status, "components": {"redis": redis}, "active_services": active})
+        return Answer(
+            200, {"status": status, "components": {"redis": redis}, "active_services": active}
+        )
 
     def _metrics(self, _request: Request) -> Answer:
         lines = [
@@ -354,7 +380,9 @@ class Registry(Peer):
             elif field != "metadata":
                 problems += _unless_text(value, field)
             elif not isinstance(value, dict):
-                problems.append(_problem("dict_type", "Input should be a valid dictionary", value, field))
+                problems.append(
+                    _problem("dict_type", "Input should be a valid dictionary", value, field)
+                )
             else:
                 for key in value:
                     problems += _unless_text(value[key], field, key)
@@ -435,7 +463,9 @@ def _nginx(status: int, delay: float = 0.0) -> Answer:
 def main() -> int:
     """Run the registry of the command line until SIGTERM or SIGINT."""
     parser = arguments("The embedded registry, for the demo and for tests.", 8888)
-    parser.add_argument("--ttl", type=float, default=60.0, help="life of a record in seconds (%(default)s)")
+    parser.add_argument(
+        "--ttl", type=float, default=60.0, help="life of a record in seconds (%(default)s)"
+    )
     return run(Registry(**vars(parser.parse_args())), "registry")
 
 

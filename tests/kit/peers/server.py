@@ -1,11 +1,12 @@
-"""Peer: a small threaded HTTP/1.1 server that remembers what it was asked and can be told to misbehave.
+"""Peer.
 
-A subclass says which operation a request is (`route`) and what the sane answer is (`answer`). Tests then
-script it: `peer.play("heartbeat", "reset", times=1)` breaks the next heartbeat, `peer.sane()` ends all that.
-The same scripts can be sent to a peer in another process or container as JSON to `/_control`.
+A small threaded HTTP/1.1 server that remembers what it was asked and can be told to misbehave.
+
+A subclass says which operation a request is (`route`) and what the sane answer is (`answer`). Tests
+then script it: `peer.play("heartbeat", "reset", times=1)` breaks the next heartbeat, `peer.sane()`
+ends all that. The same scripts can be sent to a peer in another process or container as JSON to
+`/_control`.
 """
-
-from __future__ import annotations
 
 import argparse
 import collections
@@ -34,13 +35,17 @@ from kit.peers.faults import Fault, resolve
 CONNECT = "connect"  # the operation of a connection that has not asked for anything yet
 BODY_LIMIT = 1 << 20  # bytes of a request's body
 REMEMBERED = 20_000  # requests; older ones are dropped, the counts stay
-# Below the ports that the kernel hands out to clients (Linux from 32768, macOS from 49152). Otherwise, while
-# a peer is stopped, a client that tries its port may get that very port and connect to itself.
+# Below the ports that the kernel hands out to clients (Linux from 32768, macOS from 49152).
+# Otherwise, while a peer is stopped, a client that tries its port may get that very port and
+# connect to itself.
 PORTS = (20_000, 32_000)
 
 
 class Request(NamedTuple):
-    """One request as it arrived. `at` is time.monotonic(), `size` all its bytes on the wire (inside TLS)."""
+    """One request as it arrived.
+
+    `at` is time.monotonic(), `size` all its bytes on the wire (inside TLS).
+    """
 
     at: float
     operation: str
@@ -58,7 +63,10 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One sane answer. Bytes and text go out as they are, None as no body, anything else as JSON."""
+    """One sane answer.
+
+    Bytes and text go out as they are, None as no body, anything else as JSON.
+    """
 
     status: int
     body: object = None
@@ -75,12 +83,13 @@ class _Play:
 
 
 class Peer:
-    """An HTTP server on loopback that can be scripted. Use it as a context manager or call start and stop.
+    """An HTTP server on loopback that can be scripted.
 
-    Arguments: host to listen on; port (0 takes a free one); idle_timeout in seconds after which the peer
-    closes an idle connection (nginx 65, a bare replica 5, None never); keep_alive False closes after each
-    answer; tls is (certificate file, key file); verbose prints a line for each request. The attribute
-    farewell says whether TLS is ended (close_notify) before a connection is: many servers do not.
+    Use it as a context manager or call start and stop. Args: host to listen on; port (0 takes
+    a free one); idle_timeout in seconds after which the peer closes an idle connection (nginx 65, a
+    bare replica 5, None never); keep_alive False closes after each answer; tls is (certificate
+    file, key file); verbose prints a line for each request. The attribute farewell says whether TLS
+    is ended (close_notify) before a connection is: many servers do not.
     """
 
     settings: tuple[str, ...] = ("idle_timeout", "keep_alive", "farewell")  # what /_control may set
@@ -136,7 +145,10 @@ class Peer:
             return {"counts": dict(self._counts), "connections": self.connections}
 
     def control(self, command: str, value: Any) -> None:
-        """Do one command of `POST /_control`. Raises KeyError, TypeError or ValueError on a bad one."""
+        """Do one command of `POST /_control`.
+
+        Raises KeyError, TypeError or ValueError on a bad one.
+        """
         if command == "play":
             self.play(*value)
         elif command == "sane":
@@ -158,10 +170,14 @@ class Peer:
 
     @property
     def port(self) -> int:
-        """The port; chosen at the first look where it was 0, so that it is known before the start."""
+        """The port.
+
+        Chosen at the first look where it was 0, so that it is known before the start.
+        """
         if not self._port:
             with socket.socket(self.family) as probe:
-                # A process that another thread starts holds this socket, too, for a moment: let it hinder nobody.
+                # A process that another thread starts holds this socket, too, for a moment: let it
+                # hinder nobody.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self._port = _bind_somewhere(lambda port: probe.bind((self.host, port)))
         return self._port
@@ -175,7 +191,8 @@ class Peer:
     def url(self) -> str:
         """The base URL, without a trailing slash."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
-        return f"http{'s' if self._context else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        host = f"[{host}]" if ":" in host else host
+        return f"http{'s' if self._context else ''}://{host}:{self.port}"
 
     def start(self) -> Self:
         """Listen, again on the same port after a stop. Raises OSError where the port is taken."""
@@ -185,7 +202,10 @@ class Peer:
         return self
 
     def stop(self) -> None:
-        """Close the listening socket and all connections: from now on the peer refuses. Ends a pause."""
+        """Close the listening socket and all connections: from now on the peer refuses.
+
+        Ends a pause.
+        """
         server, self._server = self._server, None
         if server:
             server.stop()
@@ -197,13 +217,19 @@ class Peer:
         self._context.load_cert_chain(*tls)
 
     def stop_listening(self) -> None:
-        """Close the listening socket alone: refuse new connections, go on answering on the open ones."""
+        """Close the listening socket alone.
+
+        Refuse new connections, go on answering on the open ones.
+        """
         if self._server:
             self._server.shutdown()
             self._server.server_close()
 
     def pause(self) -> None:
-        """Accept connections but answer nothing, like a stopped process (only /_control still works)."""
+        """Accept connections but answer nothing.
+
+        Like a stopped process (only /_control still works).
+        """
         self._going.clear()
 
     def resume(self) -> None:
@@ -215,11 +241,11 @@ class Peer:
     def play(self, operation: str, fault: object, times: int | None = 1, after: int = 0) -> None:
         """Answer the next requests of an operation with a fault.
 
-        Arguments: operation, "*" for all, or CONNECT for what is played as soon as a connection is
-        open, before any request; fault, a name of FAULTS, [name, parameter...] or a callable; times,
-        None for "until sane()"; after, how many requests are answered sanely first. Plays queue up:
-        the second one for an operation begins when the first has ended. Raises KeyError for an
-        unknown name.
+        Args: operation, "*" for all, or CONNECT for what is played as soon as a connection is
+        open, before any request; fault, a name of FAULTS, [name, parameter...] or a callable;
+        times, None for "until sane()"; after, how many requests are answered sanely first. Plays
+        queue up: the second one for an operation begins when the first has ended. Raises KeyError
+        for an unknown name.
         """
         with self.lock:
             self._plays.append(_Play(operation, resolve(fault), times, after))
@@ -284,7 +310,10 @@ class Peer:
 
 
 def _bind_somewhere(bind: Callable[[int], None]) -> int:
-    """Call bind(port) with ports at random until one is free. Raises OSError when none of 100 is."""
+    """Call bind(port) with ports at random until one is free.
+
+    Raises OSError when none of 100 is.
+    """
     for port in random.SystemRandom().sample(range(*PORTS), 100):
         try:
             bind(port)
@@ -313,7 +342,9 @@ class _Server(socketserver.ThreadingTCPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
         if self.context:  # the handshake comes with the first read, in the connection's own thread
-            connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            connection = self.context.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
         return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -335,7 +366,9 @@ class _Server(socketserver.ThreadingTCPServer):
         self.server_close()
         for connection in list(self.open):
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # below TLS, which may be in use
+                socket.socket.shutdown(
+                    connection, socket.SHUT_RDWR
+                )  # below TLS, which may be in use
         end = time.monotonic() + 1.0
         while self.open and time.monotonic() < end:
             time.sleep(0.002)
@@ -358,7 +391,10 @@ class _CountingReader(io.BufferedReader):
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """One connection and the request that is being answered on it; this is what a fault gets to play on."""
+    """One connection and the request that is being answered on it.
+
+    This is what a fault gets to play on.
+    """
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -391,9 +427,16 @@ class Exchange(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer any request: sanely, with the fault that is due, or as the control endpoint."""
-        peer, target = self.server.peer, self.requestline.split()[1]  # self.path has no leading // any more
+        peer, target = (
+            self.server.peer,
+            self.requestline.split()[1],
+        )  # self.path has no leading // any more
         length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal() or int(length) > BODY_LIMIT or "Transfer-Encoding" in self.headers:
+        if (
+            not length.isdecimal()
+            or int(length) > BODY_LIMIT
+            or "Transfer-Encoding" in self.headers
+        ):
             self.close_connection = True
             self.reply(400, {"detail": "body too large or of unknown length"})
             return
@@ -415,7 +458,9 @@ class Exchange(BaseHTTPRequestHandler):
         if fault is None:
             self.sane()
         else:
-            peer.say(f"{operation} {peer.label(self.asked)} -> fault {getattr(fault, '__name__', fault)}")
+            peer.say(
+                f"{operation} {peer.label(self.asked)} -> fault {getattr(fault, '__name__', fault)}"
+            )
             fault(self)
 
     do_POST = do_DELETE = do_PUT = do_PATCH = do_GET  # noqa: N815
@@ -430,11 +475,19 @@ class Exchange(BaseHTTPRequestHandler):
             return
         self.reply(answer.status, answer.body, answer.headers)
 
-    def reply(self, status: int, body: object = None, headers: Mapping[str, str] | None = None) -> None:
-        """Send a well-formed answer in one piece. A body that the status cannot have is left out."""
+    def reply(
+        self, status: int, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a well-formed answer in one piece.
+
+        A body that the status cannot have is left out.
+        """
         kind = "text/plain; charset=utf-8"
         if not isinstance(body, bytes | str | None):
-            kind, body = "application/json", json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+            kind, body = (
+                "application/json",
+                json.dumps(body, separators=(",", ":"), ensure_ascii=False),
+            )
         payload = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body or b""
         fields = {"Server": "nginx", "Date": self.date_time_string()}
         if status >= 200 and status not in (204, 304):
@@ -446,7 +499,9 @@ class Exchange(BaseHTTPRequestHandler):
         if self.close_connection:
             fields["Connection"] = "close"
         fields |= headers or {}
-        head = f"HTTP/1.1 {status} {reason(status)}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
+        head = f"HTTP/1.1 {status} {reason(status)}\r\n" + "".join(
+            f"{k}: {v}\r\n" for k, v in fields.items()
+        )
         self.raw(f"{head}\r\n".encode("latin-1") + payload)
 
     def raw(self, data: bytes) -> None:
@@ -458,7 +513,9 @@ class Exchange(BaseHTTPRequestHandler):
         if number:  # so that `connections` counts the agent's alone
             self.close_connection = True
             with peer.lock:
-                peer.connections -= not any(request.connection == number for request in peer.requests[-1000:])
+                peer.connections -= not any(
+                    request.connection == number for request in peer.requests[-1000:]
+                )
         try:
             for command, value in json.loads(body).items() if self.command == "POST" else ():
                 peer.control(command, value)
@@ -480,7 +537,9 @@ def arguments(description: str, port: int) -> argparse.ArgumentParser:
     """Return a parser with the options that every peer has on its command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=port, help="port, 0 takes a free one (%(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=port, help="port, 0 takes a free one (%(default)s)"
+    )
     parser.add_argument("--no-keep-alive", dest="keep_alive", action="store_false",
                         help="close each connection after its answer")  # fmt: skip
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="speak https")

@@ -1,9 +1,9 @@
-"""The toy service: something with a health endpoint that can fall ill, die and come back with a new version.
+"""The toy service.
+
+Something with a health endpoint that can fall ill, die and come back with a new version.
 
 As a program: `python -m kit.peers.service --port 8080 --version 1.0.0 --not-ready-for 3`.
 """
-
-from __future__ import annotations
 
 import time
 from typing import Any
@@ -14,9 +14,10 @@ from kit.peers.server import Answer, Peer, Request, arguments, run
 class ToyService(Peer):
     """A service with a health endpoint (operation "health"; everything else is "other" and 404).
 
-    Arguments beside those of Peer: version and status, shown in the health body (None leaves one out);
-    health_path; healthy, False answers 503; extra, more fields for the health body; body, sent instead of it
-    (as in Answer); not_ready_for, seconds from now in which it answers 503. All are attributes too.
+    Args beside those of Peer: version and status, shown in the health body (None leaves one
+    out); health_path; healthy, False answers 503; extra, more fields for the health body; body,
+    sent instead of it (as in Answer); not_ready_for, seconds from now in which it answers 503. All
+    are attributes too.
     """
 
     settings = (*Peer.settings, "version", "status", "health_path", "healthy", "extra", "body")

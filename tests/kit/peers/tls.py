@@ -263,7 +263,7 @@ def tls_flood(exchange: Exchange, block: bytes = HELLO_REQUEST, start: bytes = b
 
 @factory
 def tls_drip(exchange: Exchange, pause: float = DRIP) -> None:
-    """A record that a client skips, now and then, without an end."""
+    """Send a record that a client skips, now and then, without an end."""
     heard(exchange).pour(itertools.repeat(HELLO_REQUEST), pause)
 
 
@@ -288,13 +288,13 @@ def tls_reset(exchange: Exchange) -> None:
 
 @factory
 def tls_fatal(exchange: Exchange, code: int = ALERTS["handshake_failure"]) -> None:
-    """This fatal alert after the ClientHello."""
+    """Send this fatal alert after the ClientHello."""
     heard(exchange).send(record(ALERT, bytes([FATAL, code])))
 
 
 @factory
 def tls_plain(exchange: Exchange) -> None:
-    """What a plain HTTP server says to a ClientHello."""
+    """Send what a plain HTTP server says to a ClientHello."""
     below = heard(exchange)
     below.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
@@ -311,7 +311,7 @@ def tls_cut(exchange: Exchange, size: int = 3, version: int = V13) -> None:
 
 @factory
 def tls_stops_shaking(exchange: Exchange, version: int = V12) -> None:
-    """The server's first flight, and nothing more."""
+    """Send the server's first flight, and nothing more."""
     session = Session(exchange, ssl.TLSVersion(version))
     session.below.send(session.flight())
     session.below.wait()
@@ -319,7 +319,7 @@ def tls_stops_shaking(exchange: Exchange, version: int = V12) -> None:
 
 @factory
 def tls_drip_handshake(exchange: Exchange, version: int = V12) -> None:
-    """The first flight byte by byte."""
+    """Send the first flight byte by byte."""
     session = Session(exchange, ssl.TLSVersion(version))
     session.below.pour(byte_by_byte(session.flight()), DRIP)
     session.below.wait()
@@ -327,7 +327,7 @@ def tls_drip_handshake(exchange: Exchange, version: int = V12) -> None:
 
 @factory
 def tls_tiny_handshake(exchange: Exchange, version: int = V12) -> None:
-    """The first flight in records of one byte; what follows is good."""
+    """Send the first flight in records of one byte; what follows is good."""
     session = Session(exchange, ssl.TLSVersion(version))
     session.begin(in_tiny_records)
     session.say(ANSWER)
@@ -335,7 +335,7 @@ def tls_tiny_handshake(exchange: Exchange, version: int = V12) -> None:
 
 @factory
 def tls_long_chain(exchange: Exchange, number: int = CHAIN) -> None:
-    """A chain of so many certificates."""
+    """Send a chain of so many certificates."""
     session = Session(exchange, V12, chain=number)
     session.begin()
     session.say(ANSWER)
@@ -343,7 +343,10 @@ def tls_long_chain(exchange: Exchange, number: int = CHAIN) -> None:
 
 @factory
 def tls_flood_later(exchange: Exchange, version: int = V13, block: bytes = HELLO_REQUEST) -> None:
-    """The first record of a handshake, the ServerHello in it, then this block without an end."""
+    """Send the first record of a handshake, the ServerHello in it.
+
+    Then this block without an end.
+    """
     session = Session(exchange, ssl.TLSVersion(version))
     session.below.send(split_records(session.flight())[0])
     session.below.pour(without_end(block))
@@ -351,7 +354,7 @@ def tls_flood_later(exchange: Exchange, version: int = V13, block: bytes = HELLO
 
 @factory
 def tls_wants_certificate(exchange: Exchange, version: int = V13) -> None:
-    """A server that refuses a client without a certificate, in its own words."""
+    """Send a server that refuses a client without a certificate, in its own words."""
     session = Session(exchange, ssl.TLSVersion(version), wants_certificate=True)
     with contextlib.suppress(ssl.SSLError):
         session.begin()
@@ -363,7 +366,7 @@ def tls_wants_certificate(exchange: Exchange, version: int = V13) -> None:
 
 @factory
 def tls_says(exchange: Exchange, text: bytes = ANSWER, version: int = V13) -> None:
-    """This answer, then FIN: nothing says that TLS ends there."""
+    """Send this answer, then FIN: nothing says that TLS ends there."""
     session = Session(exchange, ssl.TLSVersion(version))
     session.begin()
     session.say(text)
@@ -395,7 +398,7 @@ def tls_tickets(exchange: Exchange, number: int = TICKETS) -> None:
 
 @factory
 def tls_tiny_records(exchange: Exchange, version: int = V13, number: int = TINY) -> None:
-    """A body without an end in records of one byte, so many of them at full speed."""
+    """Send a body without an end in records of one byte, so many of them at full speed."""
     session = Session(exchange, ssl.TLSVersion(version))
     session.begin()
     session.say(OPEN_BODY)
@@ -405,7 +408,7 @@ def tls_tiny_records(exchange: Exchange, version: int = V13, number: int = TINY)
 
 @factory
 def tls_drip_body(exchange: Exchange, pause: float = DRIP) -> None:
-    """A body in records of one byte, slowly; then the records themselves byte by byte."""
+    """Send a body in records of one byte, slowly; then the records themselves byte by byte."""
     session = Session(exchange)
     session.begin()
     session.say(OPEN_BODY)
@@ -415,7 +418,7 @@ def tls_drip_body(exchange: Exchange, pause: float = DRIP) -> None:
 
 @factory
 def tls_huge_body(exchange: Exchange, megabytes: int = 100) -> None:
-    """A body in records as large as they can be."""
+    """Send a body in records as large as they can be."""
     session = Session(exchange)
     session.begin()
     session.say(OPEN_BODY)
@@ -424,7 +427,7 @@ def tls_huge_body(exchange: Exchange, megabytes: int = 100) -> None:
 
 @factory
 def tls_pours_after_its_end(exchange: Exchange) -> None:
-    """An answer, the end of TLS, and then more without an end."""
+    """Send an answer, the end of TLS, and then more without an end."""
     session = Session(exchange)
     session.begin()
     session.say(OPEN_BODY + b"{}")
@@ -502,7 +505,9 @@ class Forger(Session):
 
 
 @factory
-def tls_forged(exchange: Exchange, kind: int = DATA, content: bytes = b"", version: int = V13) -> None:
+def tls_forged(
+    exchange: Exchange, kind: int = DATA, content: bytes = b"", version: int = V13
+) -> None:
     """After the headers of an answer, sealed records with this in them, without an end."""
     forger = Forger(exchange, ssl.TLSVersion(version))
     forger.below.send(forger.seal(DATA, OPEN_BODY))

@@ -9,15 +9,13 @@ stop    from a first SIGTERM, which ends its second sleep, to its end
 Each point gets an agent of its own, forked from here after the slow imports, which runs from its
 first line to its end. Its clocks and its time.sleep are ours: a sleep takes no time.
 
-Arguments: agent.py; the built points.c; SIGTERM, or SIGALRM, at which the clock jumps past every
+Args: agent.py; the built points.c; SIGTERM, or SIGALRM, at which the clock jumps past every
 deadline; the window; the stride; the agent's own arguments. The environment holds the settings;
 `{point}` in one of them stands for the point's number.
 
 Prints a line of JSON for each point: its number and place, the exit code, stdout and stderr. That
 of point 0, where nothing is delivered, has the number of points as its place.
 """
-
-from __future__ import annotations
 
 import atexit
 import ctypes
