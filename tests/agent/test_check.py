@@ -266,6 +266,7 @@ def test_the_health_file_of_a_sidecar_that_runs_is_left_as_it_is(place: Place) -
     with Sidecar(place.registry, place.service, HEARTBEAT_INTERVAL=30) as sidecar:
         sidecar.wait_health("^registered")
         file = sidecar.heartbeat_file
+        sidecar.process.send_signal(signal.SIGSTOP)  # so that nobody else writes
         before = file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns
         done = place.look(HEARTBEAT_FILE=file)
         assert done.returncode == 0, done.stdout
