@@ -54,21 +54,18 @@ def test_ready_follows_registration(lab: Lab) -> None:
 
 
 def test_a_look_before_the_start(lab: Lab) -> None:
-    """`docker run --rm ...
-
-    IMAGE --check` beside a service and a registry, then beside names that nobody has.
-    """
+    """Run `--check` beside a service and a registry, then beside names that nobody has."""
     registry, service = lab.registry(), lab.service()
     lines = {
-        0: ["settings: fine", "SERVICE_HOST, service: fine, at ",
+        0: ["settings: fine", "HEARTBEAT_FILE, /tmp/heartbeat: fine",
+            "SERVICE_HOST, service: fine, at ",
             "http probe of http://service:8080/health: fine",
             "REGISTRY_URL, registry: fine, at ",
             "list of http://registry:8888: fine, osint_service is not yet listed",
-            "token: none is set, and none will be sent"],
-        1: ["settings: fine",
+            "token: fine, none is set, and none is asked for"],
+        1: ["settings: fine", "HEARTBEAT_FILE, /tmp/heartbeat: fine",
             "SERVICE_HOST, nobody: not fine: name look-up failed: Name does not resolve; share",
-            "REGISTRY_URL, nowhere: not fine: name look-up failed: Name does not resolve; share",
-            "token: none is set, and none will be sent"],
+            "REGISTRY_URL, nowhere: not fine: name look-up failed: Name does not resolve; share"],
         2: ["Bad setting: SERVICE_PORT=x: "],
     }  # fmt: skip
     once = {"restart_policy": None, "command": ["--check"]}
@@ -78,5 +75,5 @@ def test_a_look_before_the_start(lab: Lab) -> None:
         assert sidecar.container.wait(timeout=60)["StatusCode"] == code, sidecar.log
         for expected, line in zip(lines[code], sidecar.log.splitlines(), strict=True):
             assert line.startswith(expected)
-    assert registry.control()["counts"] == {"list": 1}
+    assert registry.control()["counts"] == {"list": 1, "heartbeat": 1}  # of sidecar-check
     assert service.control()["counts"] == {"health": 1}

@@ -109,7 +109,7 @@ def test_an_https_service_is_verified_by_its_own_authority(lab: Lab, tls_image: 
     settings = {"SERVICE_PORT": "8443", "SERVICE_SCHEME": "https"}
     strange = lab.sidecar({"image": tls_image}, alias="strange", **settings)
     strange.wait_for(
-        "Waiting for the service at https://service:8443: certificate refused: unable to get local"
+        "Waiting for the service at https://service:8443/health: certificate refused: unable to get"
     )
     assert registry.record() is None
     lab.sidecar({"image": tls_image, "volumes": volumes}, SERVICE_CA_FILE=CA_FILE, **settings)
