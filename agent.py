@@ -62,7 +62,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import requests
     from requests.adapters import HTTPAdapter
-    from urllib3.connection import HTTPConnection
+    from requests.structures import CaseInsensitiveDict
 
 try:
     import ssl
@@ -2023,15 +2023,14 @@ class FinalResponse(http.client.HTTPResponse):
             super().begin()
 
 
-class Connection(HTTPConnection):
-    """urllib3's connection, on a wire of ours."""
+class Connection(http.client.HTTPConnection):
+    """The library's connection, on a wire of ours."""
 
     response_class = FinalResponse
 
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire.host, wire.port)
-        # The Host header goes without it.
-        self.default_port = wire.default_port  # type: ignore[misc]
+        self.default_port = wire.default_port  # the Host header goes without it
         self.wire = wire
 
     def connect(self) -> None:
@@ -2039,9 +2038,9 @@ class Connection(HTTPConnection):
         self.sock = self.wire.open()
 
     @property
-    def is_connected(self) -> bool:
+    def is_idle(self) -> bool:
         """Tell whether it is open, and nothing has come since the last answer."""
-        return super().is_connected and not getattr(self.sock, "unread", False)
+        return self.sock is not None and not self.sock.unread  # type: ignore[union-attr]
 
 
 class Peer(HTTPAdapter):
@@ -2050,7 +2049,7 @@ class Peer(HTTPAdapter):
     requests carries the exchange by its transport adapter alone: what a Session adds to that
     (redirects, cookies, proxies and netrc from the environment) must not happen here. The adapter
     asks for a pool of connections, and of that for its `urlopen`: this object is both. (Written
-    for requests 2.34 and urllib3 2.8, which requirements.txt pins.)
+    for requests 2.34, which requirements.txt pins.)
     """
 
     def __init__(
@@ -2077,16 +2076,16 @@ class Peer(HTTPAdapter):
         """Change nothing: the wire's context verifies."""
 
     def build_response(self, _request: object, response: Any) -> Any:
-        """Return urllib3's response as it is."""
+        """Return the response as it is."""
         return response
 
     def urlopen(self, method: str, url: str, body: Any, headers: Any, **_options: Any) -> Any:
-        """Send a request and return urllib3's response, its body still to be read.
+        """Send a request and return the response, its body still to be read.
 
         Sends it once more where a kept connection turns out to be closed. Whatever the peer has
         done by then: each request of the agent may arrive twice.
         """
-        if self.wire.age() > LONGEST_CONNECTION or not self.connection.is_connected:
+        if self.wire.age() > LONGEST_CONNECTION or not self.connection.is_idle:
             self.connection.close()
         kept = self.connection.sock is not None
         try:
@@ -2099,9 +2098,7 @@ class Peer(HTTPAdapter):
 
     def send_once(self, method: str, url: str, body: Any, headers: Any) -> Any:
         """Send a request on the connection there is, or a new one; return the response."""
-        self.connection.request(
-            method, url, body, headers, preload_content=False, decode_content=False
-        )
+        self.connection.request(method, url, body, headers)
         return self.connection.getresponse()
 
     def exchange(
@@ -2114,10 +2111,12 @@ class Peer(HTTPAdapter):
             items = tuple({**self.headers, **headers}.items())
             request = prepare(method, self.url + path, items, body)
             response: Any = self.send(request, stream=True)
-            answer = answer._replace(status=response.status, headers=response.headers)
-            answer = answer._replace(body=read_body(response))
+            with response:
+                found = CaseInsensitiveDict(response.headers.items())
+                answer = answer._replace(status=response.status, headers=found)
+                answer = answer._replace(body=read_body(response))
             # What was read to its end leaves the connection fit for the next request. Where the
-            # peer has announced that it closes it, urllib3 has done so.
+            # peer has announced that it closes it, http.client has done so.
             fit = self.keep and answer.ok and answer.whole
         except Exception as error:  # whatever a hostile answer makes the libraries raise
             answer = answer._replace(failure=innermost(error))
@@ -2129,18 +2128,15 @@ class Peer(HTTPAdapter):
         return answer
 
 
-def read_body(response: Any) -> bytes:
+def read_body(response: http.client.HTTPResponse) -> bytes:
     """Return the body, up to one byte more than MAX_BODY; compressed ones stay so.
 
-    The end is where urllib3 returns nothing more. Raises its exceptions, where the connection
-    ended before the length that was announced, or before the last chunk, among others.
+    Raises http.client.IncompleteRead where the connection ended before the length that was
+    announced, or before the last chunk.
     """
-    body = b""
-    while len(body) <= MAX_BODY:
-        more = response.read(MAX_BODY + 1 - len(body), decode_content=False)
-        if not more:
-            break
-        body += more
+    body = response.read(MAX_BODY + 1)
+    if response.length and len(body) <= MAX_BODY:  # so much is missing
+        raise http.client.IncompleteRead(body, response.length)
     return body
 
 
@@ -2480,6 +2476,11 @@ class PatientSocket(socket.socket):
         poller.register(self.fileno(), events)
         return lambda duration: poller.poll(math.ceil(duration * 1000))
 
+    @property
+    def unread(self) -> bool:
+        """Tell whether something has come in that nobody has received yet."""
+        return bool(self.readiness(select.POLLIN)(0.0))
+
     def recv_into(self, *arguments: Any) -> int:
         """Receive. Raises LateError, Stop, and OSError where the peer has sent too much."""
         count: int = self.patiently(select.POLLIN, super().recv_into, *arguments)
@@ -2523,7 +2524,8 @@ if ssl is not None:
         @property
         def unread(self) -> bool:
             """Tell whether something has come in that nobody has received yet."""
-            return self.incoming.pending > 0 or self.sslobj.pending() > 0
+            waits = self.socket.unread  # type: ignore[attr-defined]
+            return waits or self.incoming.pending > 0 or self.sslobj.pending() > 0
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ ALL: dict[str, Fault] = FAULTS | {name: resolve(what) for name, what in MORE.ite
 # What arrives. A number at the end of a fault's name is its status, else it is 200, but for these.
 NO_ANSWER = (
     "garbage", "reset", "close", "hang", "slow", "drip_headers", "drip_headers_fast",
-    "two_lengths", "many_headers", "too_long_headers", "endless", "raw", "http2", "http09",
+    "many_headers", "too_long_headers", "endless", "raw", "http2", "http09",
     "tls_alert",
     *HEADLESS, *(f"{name}_drip" for name in HEADLESS),
 )  # fmt: skip
