@@ -18,7 +18,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,7 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import yaml
@@ -49,9 +48,7 @@ TOKEN, OTHER = "right", "wrong"
 
 def guides_rules() -> str:
     """Return the guide's file of alert rules."""
-    return next(
-        b.text for b in blocks(GUIDE) if b.language == "yaml" and b.text.startswith("groups:")
-    )
+    return next(b.text for b in blocks(GUIDE) if b.text.startswith("groups:"))
 
 
 def scaled_rules(scale: float) -> str:
@@ -62,19 +59,23 @@ def scaled_rules(scale: float) -> str:
 
 
 class Fleet:
-    """A fleet, its registry and its Prometheus. A context manager."""
+    """A fleet that has registered, its registry and its Prometheus; the stack ends all of it."""
 
-    def __init__(self, name: str, scale: float) -> None:
-        self.name, self.scale = name, scale
+    def __init__(self, name: str, scale: float, stack: contextlib.ExitStack) -> None:
+        self.scale = scale
         kind: dict[str, Any] = {"ttl": TTL / scale, "dialect": "deployed", "token": TOKEN}
         first = Registry(**kind)
         self.replicas = [first, *(Registry(**kind, replica_of=first) for _ in range(REPLICAS - 1))]
-        self.balancer = Balancer(self.replicas)
-        self.service = ToyService()
-        self.sidecars = [self.sidecar(number, TOKEN) for number in range(SIZE)]
+        self.balancer, self.service = Balancer(self.replicas), ToyService()
+        for peer in (*self.replicas, self.balancer, self.service):
+            stack.enter_context(peer)
+        self.sidecars = [self.sidecar(number, TOKEN).start() for number in range(SIZE)]
+        stack.callback(self.close)
+        registered = f"{name}: all registered"
+        wait_until(lambda: len(first.names()) == SIZE, START, registered, every=0.2)
         self.port = ToyService().port  # a free one
-        self.fired: dict[str, float] = {}  # seconds after the situation began
-        self.quiet: set[str] = set()  # what has fired before
+        self.prometheus(stack)
+        wait_until(self.answers, 60, "Prometheus answers", every=0.2)
 
     def sidecar(self, number: int, token: str) -> Sidecar:
         """Return a sidecar, not yet started."""
@@ -86,57 +87,31 @@ class Fleet:
         }
         return Sidecar(self.balancer, self.service, **settings)
 
-    def __enter__(self) -> Self:
-        self.exit = contextlib.ExitStack()
-        for peer in (*self.replicas, self.balancer, self.service):
-            self.exit.enter_context(peer)
-        self.directory = Path(
-            self.exit.enter_context(tempfile.TemporaryDirectory(prefix="alerts-"))
-        )
-        self.exit.callback(self.close)
-        for sidecar in self.sidecars:
-            sidecar.start()
-        wait_until(
-            lambda: len(self.replicas[0].names()) == SIZE,
-            START,
-            f"{self.name}: all registered",
-            every=0.2,
-        )
-        self.process = self.prometheus()
-        return self
-
     def close(self) -> None:
         """End the sidecars, all at once."""
         with ThreadPoolExecutor(SIZE) as pool:
             list(pool.map(Sidecar.close, self.sidecars))
 
-    def __exit__(self, *exception: object) -> None:
-        self.process.terminate()
-        self.process.wait(30)
-        self.exit.close()
-
-    def prometheus(self) -> subprocess.Popen[bytes]:
+    def prometheus(self, stack: contextlib.ExitStack) -> None:
         """Start Prometheus with the rules, scraping each replica."""
-        (self.directory / "rules.yml").write_text(scaled_rules(self.scale))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alerts-")))
+        (directory / "rules.yml").write_text(scaled_rules(self.scale))
         pace = f"{int(SCRAPES * 1000 / self.scale)}ms"
         targets = [f"127.0.0.1:{replica.port}" for replica in self.replicas]
+        paces = ("scrape_interval", "scrape_timeout", "evaluation_interval")
         settings = {
-            "global": {
-                "scrape_interval": pace,
-                "scrape_timeout": pace,
-                "evaluation_interval": pace,
-            },
+            "global": dict.fromkeys(paces, pace),
             "rule_files": ["rules.yml"],
             "scrape_configs": [{"job_name": "registry", "static_configs": [{"targets": targets}]}],
         }
-        (self.directory / "prometheus.yml").write_text(yaml.safe_dump(settings))
-        with (self.directory / "log").open("wb") as log:
-            return subprocess.Popen(
-                ["prometheus", f"--config.file={self.directory}/prometheus.yml",
-                 f"--storage.tsdb.path={self.directory}/data",
-                 f"--web.listen-address=127.0.0.1:{self.port}"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+        (directory / "prometheus.yml").write_text(yaml.safe_dump(settings))
+        command = ["prometheus", f"--config.file={directory}/prometheus.yml"]
+        command.append(f"--storage.tsdb.path={directory}/data")
+        command.append(f"--web.listen-address=127.0.0.1:{self.port}")
+        silence = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=silence, stdout=silence, stderr=silence)
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
 
     def ask(self, query: str) -> list[Any]:
         """Return what Prometheus answers to a query."""
@@ -144,9 +119,11 @@ class Fleet:
         with urllib.request.urlopen(url, timeout=30) as answer:
             return list(json.load(answer)["data"]["result"])
 
-    def firing(self) -> set[str]:
-        """Return the names of the rules that fire now."""
-        return {each["metric"]["alertname"] for each in self.ask('ALERTS{alertstate="firing"}')}
+    def answers(self) -> bool:
+        """Tell whether Prometheus answers yet."""
+        with contextlib.suppress(OSError):
+            return bool(self.ask("up"))
+        return False
 
     def size(self) -> float:
         """Return the fleet's size as the guide's query has it."""
@@ -155,17 +132,17 @@ class Fleet:
         found = self.ask(f"{INTERVAL / self.scale} * sum(rate({accepted}[{window}]))")
         return float(found[0]["value"][1]) if found else 0.0
 
-    def note(self, names: set[str], passed: float) -> None:
-        """Note when each of these has fired for the first time."""
-        for name in names - set(self.fired):
-            self.fired[name] = passed
-
-    def watch(self, seconds: float, note: Callable[[set[str], float], None]) -> None:
-        """Look at the rules for so many seconds, and note what fires."""
+    def watch(self, seconds: float, what: str) -> set[str]:
+        """Look at the rules for so many seconds; print and return which of them fire."""
+        fired: dict[str, float] = {}
         began = time.monotonic()
         while (passed := time.monotonic() - began) < seconds / self.scale:
-            note(self.firing(), passed)
+            for each in self.ask('ALERTS{alertstate="firing"}'):
+                fired.setdefault(each["metric"]["alertname"], passed)
             time.sleep(0.5)
+        said = ", ".join(f"{name} after {at:.0f} s" for name, at in fired.items()) or "silent"
+        print(f"{what}: {said}; size {self.size():.1f}", flush=True)
+        return set(fired)
 
 
 # ---- the situations
@@ -211,42 +188,23 @@ SITUATIONS: dict[str, tuple[Callable[[Fleet], None], set[str]]] = {
 }
 
 
-def run(fleet: Fleet, begin: threading.Barrier) -> set[str]:
-    """Let a fleet meet its situation; return the names of the rules that have fired."""
-    with fleet:
-        wait_until(lambda: answers(fleet), 60, "Prometheus answers", every=0.2)
-        begin.wait(START)
-        fleet.watch(QUIET, lambda names, _: fleet.quiet.update(names))
-        print(
-            f"{fleet.name}: before it, {', '.join(fleet.quiet) or 'silent'};"
-            f" size {fleet.size():.1f}",
-            flush=True,
-        )
-        SITUATIONS[fleet.name][0](fleet)
-        fleet.watch(WATCHED, fleet.note)
-        fired = (
-            ", ".join(f"{name} after {now:.0f} s" for name, now in fleet.fired.items()) or "silent"
-        )
-        print(f"{fleet.name}: {fired}; size {fleet.size():.1f}", flush=True)
-    return set(fleet.fired)
-
-
-def answers(fleet: Fleet) -> bool:
-    """Tell whether Prometheus answers yet."""
-    with contextlib.suppress(OSError):
-        return bool(fleet.ask("up"))
-    return False
-
-
 def trial(
     scale: float, situations: Iterable[str] = SITUATIONS
 ) -> dict[str, tuple[set[str], set[str]]]:
     """Let one fleet for each situation meet it; return what fired before and after it."""
-    fleets = [Fleet(name, scale) for name in situations]
-    begin = threading.Barrier(len(fleets))
-    with ThreadPoolExecutor(len(fleets)) as pool:
-        fired = list(pool.map(lambda fleet: run(fleet, begin), fleets))
-    return {fleet.name: (fleet.quiet, names) for fleet, names in zip(fleets, fired, strict=True)}
+    names = list(situations)
+    begin = threading.Barrier(len(names))
+
+    def run(name: str) -> tuple[set[str], set[str]]:
+        with contextlib.ExitStack() as stack:
+            fleet = Fleet(name, scale, stack)
+            begin.wait(START)
+            quiet = fleet.watch(QUIET, f"{name}, before it")
+            SITUATIONS[name][0](fleet)
+            return quiet, fleet.watch(WATCHED, name)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        return dict(zip(names, pool.map(run, names), strict=True))
 
 
 def main() -> int:
@@ -255,8 +213,7 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="divides all times (%(default)g)")
     scale = parser.parse_args().scale
     if shutil.which("prometheus") is None:
-        print("alerts: there is no prometheus on the PATH", file=sys.stderr)
-        return 1
+        parser.exit(1, "alerts: there is no prometheus on the PATH\n")
     wrong = {name: got for name, got in trial(scale).items() if got != (set(), SITUATIONS[name][1])}
     for name in wrong:
         print(f"{name}: expected {SITUATIONS[name][1] or 'silence'}")

@@ -29,16 +29,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from kit.consul import ConsulAgent
 from kit.peers.service import ToyService
 from kit.program import Program, ProgramError
-from kit.sidecar import NAME, Sidecar, wait_until
+from kit.sidecar import NAME, STOP_PROMISE, Sidecar, wait_until
 
 TTL, INTERVAL = 4.0, 2.0  # seconds; they stand for 60 and 30
 PATIENCE = 20.0  # seconds after which a step has failed; a quick machine needs a third of it
-STOP_PROMISE = 3.0  # seconds from SIGTERM to the agent's end
 RED, GREEN, YELLOW, CYAN, BOLD, DIM = "31", "32", "33", "36", "1", "2"
 
 T = TypeVar("T")
@@ -60,11 +59,11 @@ class Screen:
 
     def show(self, text: str, colour: str = "", start: str = "  ", indent: str = "  ") -> None:
         """Print a text, wrapped; its first line begins with start, further ones with indent."""
-        wrapper = textwrap.TextWrapper(
-            self.width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False
+        shown = textwrap.fill(
+            text, self.width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False
         )
-        shown = wrapper.fill(text) or start
         with self.lock:
+            shown = shown or start
             print(f"\033[{colour}m{shown}\033[0m" if self.coloured and colour else shown)
 
     def heading(self, text: str) -> None:
@@ -81,11 +80,8 @@ class Screen:
         """Show a command as a user would type it, and what it says, if anything."""
         self.show(command, CYAN, start="  $ ", indent="      ")
         for line in output.splitlines():
-            self.show(
-                line.lstrip(),
-                start="    " + " " * (len(line) - len(line.lstrip())),
-                indent="      ",
-            )
+            text = line.lstrip()
+            self.show(text, start="    " + line.removesuffix(text), indent="      ")
 
     def passed(self, text: str) -> None:
         self.show(text, GREEN, start="  ✓ ", indent="    ")
@@ -110,21 +106,16 @@ class Agent(Sidecar):
 class Peer(Program):
     """A peer in a process of its own, which the demo asks."""
 
-    def ask(self, method: str, path: str, payload: object = None) -> tuple[int, Any]:
-        """Send one request; return the status and the body, decoded where it is JSON.
-
-        Raises StepError.
-        """
+    def ask(self, method: str, path: str, payload: object = None) -> Any:
+        """Send one request; return the answer, decoded where it is JSON. Raises StepError."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        try:
-            connection.request(method, path, None if payload is None else json.dumps(payload))
-            response = connection.getresponse()
-            body = response.read().decode()
-        except (OSError, http.client.HTTPException) as error:
-            raise StepError(f"{self.name} does not answer: {error!r}") from None
-        finally:
-            connection.close()
-        return response.status, json.loads(body) if body.startswith(("{", "[")) else body
+        with contextlib.closing(connection):
+            try:
+                connection.request(method, path, None if payload is None else json.dumps(payload))
+                body = connection.getresponse().read().decode()
+            except (OSError, http.client.HTTPException) as error:
+                raise StepError(f"{self.name} does not answer: {error!r}") from None
+        return json.loads(body) if body.startswith(("{", "[")) else body
 
 
 class ConsulPeer(Peer):
@@ -150,15 +141,15 @@ class Demo:
     """The story. Each step is a method, and needs those before it."""
 
     REFRESHED = "last_heartbeat is later than registered_at"
+    agent: Agent
 
-    def __init__(self, screen: Screen) -> None:
-        self.screen = screen
-        self.signals: list[
-            int
-        ] = []  # those that came; looked at in every wait, so that nothing is left half done
-        self.registry = Peer("registry")
-        self.service = Peer("service")
-        self.agent: Agent | None = None
+    def __init__(self, screen: Screen, registry: Peer) -> None:
+        self.screen, self.registry, self.service = screen, registry, Peer("service")
+        # Signals that came; looked at in every wait, so that nothing is left half done.
+        self.signals: list[int] = []
+        self.started = contextlib.ExitStack()  # ends every process, and removes the agent's files
+        self.started.callback(self.registry.kill)
+        self.started.callback(self.service.kill)
         self.step = "set-up"
 
     def run(self) -> None:
@@ -170,74 +161,55 @@ class Demo:
             ("The service crashes, and returns with a new version", self.service_crashes),
             ("SIGTERM: the agent removes its record and exits", self.sigterm),
         )
-        self.screen.show(
-            f"A TTL of {TTL:g} s and an interval of {INTERVAL:g} s stand for 60 s and 30 s.",
-            start="",
-        )
+        scale = f"A TTL of {TTL:g} s and an interval of {INTERVAL:g} s stand for 60 s and 30 s."
+        self.screen.show(scale, start="")
         for number, (title, step) in enumerate(steps, 1):
             self.step = f"step {number} ({title})"
             self.screen.heading(f"{number}. {title}")
             step()
         self.screen.show("", start="")
 
-    def close(self) -> None:
-        """End every process that was started and remove the agent's files."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.registry.kill)
-            stack.callback(self.service.kill)
-            if self.agent is not None:
-                self.agent.close()
-
     # -- the steps
 
     def begins(self) -> None:
+        show = self.screen.show
         self.registry.start(f"--ttl={TTL:g}")
         self.service.port = ToyService().port  # a free one
-        self.screen.show(
-            f"The registry is at {self.registry.url}, the service will be at {self.service.url}."
-        )
-        agent = Agent(
+        show(f"The registry is at {self.registry.url}, the service will be at {self.service.url}.")
+        self.agent = Agent(
             self.screen,
             HEARTBEAT_INTERVAL=f"{INTERVAL:g}",
             REGISTRY_URL=self.registry_url,
             SERVICE_PORT=self.service.port,
-        )
-        self.agent = agent.start()
+        ).start()
+        self.started.callback(self.agent.close)
         self.wait_health(r"waiting for the service .*connection refused")
-        self.check(
-            self.count("register") == 0, "the service is not up: nothing has been registered"
-        )
+        unregistered = self.count("register") == 0
+        self.check(unregistered, "the service is not up: nothing has been registered")
 
-        self.screen.show("Now the service starts.")
+        show("Now the service starts.")
         self.service.start("--version=1.0.0")
         record = self.wait("the record is in the registry", self.record)
         self.check(
             record["endpoint"] == self.service.url and record["metadata"].get("version") == "1.0.0",
             "the service is up and registered, with its address and its version",
         )
-        self.wait(
-            "heartbeats keep the record alive",
-            lambda: self.count("heartbeat") > 1 and self.is_refreshed(),
-        )
+        alive = "heartbeats keep the record alive"
+        self.wait(alive, lambda: self.count("heartbeat") > 1 and self.is_refreshed())
         self.show_record()
         self.wait_health(r"^registered, last heartbeat")
-        self.screen.passed(f"heartbeats keep the record alive: {self.REFRESHED}")
+        self.screen.passed(f"{alive}: {self.REFRESHED}")
 
     def record_is_lost(self) -> None:
-        registered_at = self.wait("there is a record to lose", self.record)["registered_at"]
+        before = self.wait("there is a record to lose", self.record)["registered_at"]
         refused = self.refused_heartbeats()
         began = time.monotonic()
         self.forget()
-        self.wait(
-            "the record is back",
-            lambda: (self.record() or {}).get("registered_at", 0) > registered_at,
-        )
-        seconds = time.monotonic() - began
+        seconds = self.until_back(began, lambda record: record["registered_at"] > before)
         self.show_record()
-        refused = self.refused_heartbeats() - refused
         # More than one and one for a slow look would mean that it came back for another reason.
         self.check(
-            1 <= refused <= 2,
+            1 <= self.refused_heartbeats() - refused <= 2,
             f"the first refused heartbeat brought the record back, after {seconds:.1f} s",
         )
 
@@ -252,20 +224,17 @@ class Demo:
         began = time.monotonic()
         self.registry.start(f"--ttl={TTL:g}")
         self.screen.show("The registry is up again, without any record.")
-        self.wait("the record is back", self.record)
-        seconds = time.monotonic() - began
+        seconds = self.until_back(began)
         self.wait_health(r"^registered, last heartbeat")
-        self.check(
-            self.count("register") > 0,
-            f"registered again, {seconds:.1f} s after the registry started",
-        )
+        again = f"registered again, {seconds:.1f} s after the registry started"
+        self.check(self.count("register") > 0, again)
 
     def service_crashes(self) -> None:
         self.service.kill()
         self.screen.show("The service's process has been killed.")
         self.wait_health(r"^service down")
         heartbeats = self.count("heartbeat")
-        self.wait("the record has expired", lambda: self.record() is None)
+        self.wait("the record has expired", lambda: not self.record())
         self.show_record()
         self.check(
             self.count("heartbeat") == heartbeats and self.count("deregister") == 0,
@@ -276,28 +245,22 @@ class Demo:
         began = time.monotonic()
         self.service.start("--version=2.0.0")
         self.screen.show("The service is up again, as version 2.0.0.")
-        record = self.wait("the record is back", self.record)
-        seconds = time.monotonic() - began
+        seconds = self.until_back(began)
         self.show_record()
         self.check(
-            record["metadata"].get("version") == "2.0.0",
+            self.record().get("metadata", {}).get("version") == "2.0.0",
             f"registered with its new version, {seconds:.1f} s after it started",
         )
 
     def sigterm(self) -> None:
-        assert self.agent is not None
         self.wait("there is a record to remove", self.record)
-        self.screen.command(f"kill -TERM {self.agent.process.pid}")
+        self.screen.command(f"kill -TERM {self.agent.pid}")
         code, seconds = self.agent.stop()
         self.show_record()
-        self.check(
-            self.record() is None and self.count("deregister") == 1,
-            "deregistered: the record is gone at once",
-        )
-        self.check(
-            code == 0 and seconds < STOP_PROMISE,
-            f"the agent exited with code {code} after {seconds:.1f} s",
-        )
+        gone = not self.record() and self.count("deregister") == 1
+        self.check(gone, "deregistered: the record is gone at once")
+        ended = f"the agent exited with code {code} after {seconds:.1f} s"
+        self.check(code == 0 and seconds < STOP_PROMISE, ended)
 
     # -- looking and judging
 
@@ -309,7 +272,7 @@ class Demo:
 
         def look() -> T:
             self.stop_at_signal()
-            if self.agent is not None and self.agent.process.poll() is not None:
+            if self.agent.process.poll() is not None:
                 raise StepError(f"before {what}, the agent exited with code {self.agent.wait()}")
             return is_so()
 
@@ -319,6 +282,13 @@ class Demo:
             raise StepError(str(error)) from None
         time.sleep(0.1)  # so that the agent's line about it is shown first
         return result
+
+    def until_back(self, began: float, is_so: Callable[[Any], bool] = bool) -> float:
+        """Wait for such a record; return the seconds since it began."""
+        self.wait(
+            "the record is back", lambda: is_so(record) if (record := self.record()) else False
+        )
+        return time.monotonic() - began
 
     def check(self, is_so: bool, what: str) -> None:
         """Show what is true. Raises StepError where it is not, KeyboardInterrupt after a signal."""
@@ -335,22 +305,23 @@ class Demo:
         """Wait until the health check says so, with exit code 0, and show it."""
 
         def line() -> str:
-            assert self.agent is not None
             code, said = self.agent.health()
             return said.strip() if code == 0 and re.search(pattern, said) else ""
 
         said = self.wait(f"the health check says '{pattern}' with exit code 0", line)
         self.screen.command("python healthcheck.py; echo $?", f"{said}\n0")
 
+    # -- the registry
+
     @property
     def registry_url(self) -> str:
         """What REGISTRY_URL is set to."""
         return self.registry.url
 
-    def record(self) -> Any:
-        """Return the service's record in the registry, None where there is none."""
-        status, body = self.registry.ask("GET", f"/services/{NAME}")
-        return body if status == 200 else None
+    def record(self) -> dict[str, Any]:
+        """Return the service's record in the registry, nothing where there is none."""
+        found = self.registry.ask("GET", f"/services/{NAME}")
+        return found if "endpoint" in found else {}
 
     def forget(self) -> None:
         """Have the registry lose the record."""
@@ -360,23 +331,20 @@ class Demo:
     def is_refreshed(self) -> bool:
         """Tell whether a heartbeat has come since the registration, by the times in the record."""
         record = self.record()
-        return record is not None and record["last_heartbeat"] > record["registered_at"]
+        return bool(record) and record["last_heartbeat"] > record["registered_at"]
 
     def show_record(self) -> None:
         """Show what the registry answers to those who ask for the service, one field a line."""
-        _, body = self.registry.ask("GET", f"/services/{NAME}")
-        fields = ",\n".join(
-            f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items()
-        )
+        found = self.registry.ask("GET", f"/services/{NAME}").items()
+        fields = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in found)
         self.screen.command(f"curl {self.registry.url}/services/{NAME}", f"{{\n{fields}\n}}")
 
     def count(self, operation: str) -> int:
         """Return how many requests of a kind the registry has got since its start."""
-        _, state = self.registry.ask("GET", "/_control")
-        return int(state["counts"].get(operation, 0))
+        return int(self.registry.ask("GET", "/_control")["counts"].get(operation, 0))
 
     def refused_heartbeats(self) -> int:
-        _, metrics = self.registry.ask("GET", "/metrics")
+        metrics = self.registry.ask("GET", "/metrics")
         found = re.search(r'operation="heartbeat",status="error"} (\d+)', metrics)
         return int(found[1]) if found else 0
 
@@ -385,15 +353,6 @@ class ConsulDemo(Demo):
     """The same story with Consul. It counts no requests, so the agent's log does."""
 
     REFRESHED = "it has passed for longer than its TTL"
-    COUNTED: ClassVar = {
-        "register": "registered succ",
-        "heartbeat": "Heartbeat acc",
-        "deregister": "deregistered$",
-    }
-
-    def __init__(self, screen: Screen) -> None:
-        super().__init__(screen)
-        self.registry = ConsulPeer()
 
     @property
     def registry_url(self) -> str:
@@ -401,13 +360,13 @@ class ConsulDemo(Demo):
 
     def found(self) -> dict[str, Any]:
         """Return what those who look for the service get, nothing where it does not pass."""
-        _, records = self.registry.ask("GET", f"/v1/health/service/{NAME}?passing")
+        records = self.registry.ask("GET", f"/v1/health/service/{NAME}?passing")
         return dict(records[0]["Service"]) if isinstance(records, list) and records else {}
 
-    def record(self) -> Any:
+    def record(self) -> dict[str, Any]:
         record = self.found()
         if not record:
-            return None
+            return {}
         endpoint, index = f"http://{record['Address']}:{record['Port']}", record["CreateIndex"]
         return {"endpoint": endpoint, "metadata": record["Meta"], "registered_at": index}
 
@@ -417,22 +376,20 @@ class ConsulDemo(Demo):
         self.screen.command(f"curl -X PUT {self.registry.url}{path}")
 
     def is_refreshed(self) -> bool:
-        return self.count("heartbeat") > TTL / INTERVAL + 1 and self.record() is not None
+        return self.count("heartbeat") > TTL / INTERVAL + 1 and bool(self.record())
 
     def show_record(self) -> None:
-        shown = {
-            key: value
-            for key, value in self.found().items()
-            if key in ("ID", "Address", "Port", "Meta")
-        }
+        keys = ("ID", "Address", "Port", "Meta")
+        shown = {key: value for key, value in self.found().items() if key in keys}
         lines = json.dumps([shown] if shown else [], indent=2)
         self.screen.command(f"curl '{self.registry.url}/v1/health/service/{NAME}?passing'", lines)
 
     def count(self, operation: str) -> int:
-        return self.agent.count(self.COUNTED[operation]) if self.agent else 0
+        words = {"register": "registered succ", "heartbeat": "Heartbeat acc"}
+        return self.agent.count(words.get(operation, "deregistered$"))
 
     def refused_heartbeats(self) -> int:
-        return self.agent.count("Service not found .404.") if self.agent else 0
+        return self.agent.count("Service not found .404.")
 
 
 def main() -> int:
@@ -445,17 +402,15 @@ def main() -> int:
     if with_consul and shutil.which("consul") is None:
         screen.failed("there is no consul on the PATH")
         return 1
-    demo = ConsulDemo(screen) if with_consul else Demo(screen)
+    demo = ConsulDemo(screen, ConsulPeer()) if with_consul else Demo(screen, Peer("registry"))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: demo.signals.append(number))
     try:
-        with contextlib.closing(demo):
+        with demo.started:
             demo.run()
     except KeyboardInterrupt:
         return 128 + demo.signals[0]
-    except (
-        BrokenPipeError
-    ):  # the reader of the output has gone, and Python's last flush must not complain
+    except BrokenPipeError:  # the output's reader has gone; Python's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except (StepError, ProgramError, AssertionError, subprocess.SubprocessError) as error:

@@ -1,9 +1,9 @@
 """CPU time of processes, from the kernel's own clock of each.
 
-    python -I cpu.py ROUNDS COMMAND [-- COMMAND]...
+    python -I cpu.py ROUNDS SCRIPT
 
-runs the commands in turn, ROUNDS times, and prints the CPU seconds of each as JSON: a list for
-every command. It imports next to nothing, so that it runs inside the image as well.
+runs Python with the script, and without any work, in turn, and prints the CPU seconds of both in
+each round as JSON. It imports next to nothing, so that it runs inside the image as well.
 """
 
 import json
@@ -17,9 +17,10 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) has it on Linux
 
 
-def run(command: list[str]) -> float:
-    """Run the command, found on PATH, without its output; return its CPU seconds."""
+def run(*arguments: str) -> float:
+    """Run Python with these, without its output; return its CPU seconds."""
     silence = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)]
+    command = ["python", "-I", "-S", *arguments]
     pid = os.posix_spawnp(command[0], command, os.environ, file_actions=silence)
     # Until waitpid has taken it away, its clock can be read.
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
@@ -28,18 +29,5 @@ def run(command: list[str]) -> float:
     return seconds
 
 
-def main(arguments: list[str]) -> int:
-    """Measure the commands of the command line."""
-    commands: list[list[str]] = [[]]
-    for argument in arguments[1:]:
-        if argument == "--":
-            commands.append([])
-        else:
-            commands[-1].append(argument)
-    rounds = [[run(command) for command in commands] for _ in range(int(arguments[0]))]
-    print(json.dumps(list(zip(*rounds, strict=True))))
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    print(json.dumps([(run(sys.argv[2]), run("-c", "pass")) for _ in range(int(sys.argv[1]))]))

@@ -5,10 +5,10 @@ through gzip -9, about what a registry stores and a host downloads.
 """
 
 import gzip
+import io
 import json
 import tarfile
-import tempfile
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import docker
 
@@ -29,29 +29,27 @@ TLS_LIMIT = Sizes(14_200_000, 6_100_000)
 
 def sizes(client: docker.DockerClient, image: str) -> Sizes:
     """Return the sizes of an image, by its id or name."""
-    with tempfile.TemporaryFile() as file:
-        file.writelines(client.images.get(image).save())
-        file.seek(0)
-        with tarfile.open(fileobj=file) as saved:
-            layers = json.load(content_of(saved, "manifest.json"))[0]["Layers"]
-            each = [layer_sizes(content_of(saved, layer)) for layer in layers]
-    return Sizes(sum(one.on_disk for one in each), sum(one.compressed for one in each))
+    with archive(b"".join(client.images.get(image).save())) as saved:
+        layers = json.loads(content_of(saved, "manifest.json"))[0]["Layers"]
+        each = [layer_sizes(content_of(saved, layer)) for layer in layers]
+    on_disk, compressed = zip(*each, strict=True)
+    return Sizes(sum(on_disk), sum(compressed))
 
 
-def content_of(saved: tarfile.TarFile, name: str) -> IO[bytes]:
-    """Return a file of the archive, opened; where the engine linked a layer to its twin, that."""
+def archive(content: bytes) -> tarfile.TarFile:
+    """Open what is a tar."""
+    return tarfile.open(fileobj=io.BytesIO(content))
+
+
+def content_of(saved: tarfile.TarFile, name: str) -> bytes:
+    """Return a file of the archive; where the engine linked a layer to its twin, that."""
     file = saved.extractfile(name)
     assert file is not None, f"docker save: {name} is no file"
-    return file
+    return file.read()
 
 
-def layer_sizes(layer: IO[bytes]) -> Sizes:
+def layer_sizes(content: bytes) -> Sizes:
     """Return the sizes of a layer as the engine saves it: tar, compressed on newer engines."""
-    content = layer.read()
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
-    with tempfile.TemporaryFile() as plain:
-        plain.write(content)
-        plain.seek(0)
-        with tarfile.open(fileobj=plain) as files:
-            return Sizes(sum(file.size for file in files), len(gzip.compress(content, 9)))
+    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    with archive(content) as files:
+        return Sizes(sum(file.size for file in files), len(gzip.compress(content, 9)))

@@ -12,30 +12,26 @@ import time
 import requests
 
 WARM_UP = 20  # rounds
-NAME = "plain_session"
+NAME = {"service_name": "plain_session"}
 
 
-def main(service: str, registry: str, rounds: int) -> int:
+def beat(session: requests.Session, service: str, registry: str) -> None:
+    session.get(f"{service}/health", timeout=5).raise_for_status()
+    session.post(f"{registry}/heartbeat", json=NAME, timeout=10).raise_for_status()
+
+
+def main(service: str, registry: str, rounds: int) -> None:
     """Register, and measure so many rounds."""
     session = requests.Session()
-    record = {
-        "service_name": NAME, "endpoint": service, "health_endpoint": "/health", "metadata": {},
-    }  # fmt: skip
+    record = NAME | {"endpoint": service, "health_endpoint": "/health", "metadata": {}}
     session.post(f"{registry}/register", json=record, timeout=10).raise_for_status()
-
-    def beat() -> None:
-        session.get(f"{service}/health", timeout=5).raise_for_status()
-        name = {"service_name": NAME}
-        session.post(f"{registry}/heartbeat", json=name, timeout=10).raise_for_status()
-
     for _ in range(WARM_UP):
-        beat()
+        beat(session, service, registry)
     before = time.process_time()
     for _ in range(rounds):
-        beat()
+        beat(session, service, registry)
     print((time.process_time() - before) / rounds)
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,14 +1,10 @@
-"""The guide's files are valid.
+"""The guide's files are valid: Kubernetes manifests, and every sidecar's settings in them.
 
-Kubernetes manifests, alert rules, and every sidecar's settings in them.
-
-What needs a Docker engine, the compose files and the drill, is tried in
-tests/containers/test_documents.py.
+Its alert rules are tried in test_alerts.py; what needs a Docker engine, the compose files and the
+drill, in tests/containers/test_documents.py.
 """
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +14,28 @@ import requests
 import yaml
 
 import agent
-from kit.documents import Block, blocks, code, table
+from kit.documents import blocks, code, table
 from kit.peers.registry import Registry
 
-GUIDE = "INTEGRATION_GUIDE.md"
+README, GUIDE = "README.md", "INTEGRATION_GUIDE.md"
 KUBERNETES = "1.29"  # the first with native sidecars, which the guide asks for
-
-
-def files(key: str) -> list[tuple[Block, Any]]:
-    """Return the documents in the guide's YAML blocks that have this top-level key."""
-    found = [
-        (b, document)
-        for b in blocks(GUIDE)
-        if b.language == "yaml"
-        for document in yaml.safe_load_all(b.text)
+YAML = {
+    document: [
+        each
+        for block in blocks(document)
+        if block.language == "yaml"
+        for each in yaml.safe_load_all(block.text)
     ]
-    return [(block, document) for block, document in found if key in document]
-
-
-MANIFESTS = [document for _, document in files("apiVersion")]
-COMPOSE = [document for _, document in files("services")]
+    for document in (README, GUIDE)
+}
+MANIFESTS = [document for document in YAML[GUIDE] if "apiVersion" in document]
+(RULES,) = (document["groups"][0]["rules"] for document in YAML[GUIDE] if "groups" in document)
 
 
 def test_every_block_is_of_a_kind_that_some_test_looks_at() -> None:
     assert {b.language for b in blocks(GUIDE)} == {"yaml", "console", "sh"}
-    yaml_documents = [
-        d for b in blocks(GUIDE) if b.language == "yaml" for d in yaml.safe_load_all(b.text)
-    ]
-    known = [files(key) for key in ("apiVersion", "services", "groups", "scrape_configs")]
-    assert len(yaml_documents) == sum(map(len, known))
+    for document in YAML[GUIDE]:
+        assert len(document.keys() & {"apiVersion", "services", "groups", "scrape_configs"}) == 1
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest["kind"])
@@ -59,47 +48,32 @@ def settings_of(example: dict[str, Any]) -> dict[str, str]:
 
     With ${X:-default} filled in.
     """
-    given = example.get("environment") or {
-        each["name"]: each["value"] for each in example.get("env", [])
-    }
+    listed = {each["name"]: each["value"] for each in example.get("env", [])}
+    given = example.get("environment", listed)
     return {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", str(value)) for name, value in given.items()}
 
 
 def test_the_agent_accepts_the_settings_of_every_example(tmp_path: Path) -> None:
-    containers = [service for document in COMPOSE for service in document["services"].values()]
-    for manifest in MANIFESTS:
-        if manifest["kind"] == "Deployment":
-            containers += manifest["spec"]["template"]["spec"]["initContainers"]
     (tmp_path / "token").write_text("secret\n")
+    file = {"REGISTRY_TOKEN_FILE": str(tmp_path / "token")}
+    needed = {"SERVICE_NAME": "osint_service", "SERVICE_HOST": "vertice-osint"}
+    containers = [each for m in MANIFESTS if m["kind"] == "Deployment"
+                  for each in m["spec"]["template"]["spec"]["initContainers"]]  # fmt: skip
+    for document in YAML[README] + YAML[GUIDE]:
+        containers += document.get("services", {}).values()
     sidecars = [variables for each in containers if (variables := settings_of(each))]
-    assert len(sidecars) == 4
+    assert len(sidecars) == 5
     for variables in sidecars:
-        if "REGISTRY_TOKEN_FILE" in variables:
-            variables["REGISTRY_TOKEN_FILE"] = str(tmp_path / "token")
-        whole = {"SERVICE_NAME": "osint_service", "SERVICE_HOST": "vertice-osint"} | variables
+        whole = needed | variables | (file if "REGISTRY_TOKEN_FILE" in variables else {})
         assert agent.doubts_about(agent.read_settings(whole), whole) == []
 
 
-def test_the_alert_rules_are_valid(tmp_path: Path) -> None:
-    ((block, rules),) = files("groups")
-    for rule in rules["groups"][0]["rules"]:
-        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed: only the rules' structure was checked")
-    (tmp_path / "rules.yml").write_text(block.text)
-    done = subprocess.run(
-        [promtool, "check", "rules", tmp_path / "rules.yml"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_queries_name_metrics_and_labels_that_the_registry_has() -> None:
+def test_alert_rules_and_queries_name_what_the_registry_has() -> None:
     with Registry() as registry:
         metrics = requests.get(f"{registry.url}/metrics", timeout=10).text
-    ((_, rules),) = files("groups")
-    expressions = [rule["expr"] for rule in rules["groups"][0]["rules"]]
-    expressions += [code(row[0])[0] for row in table(GUIDE, "Monitoring")]
-    for expression in expressions:
-        for metric in re.findall(r"registry_\w+", expression):
-            assert f"# TYPE {metric} " in metrics
+    expressions = [code(row[0])[0] for row in table(GUIDE, "Monitoring")]
+    for rule in RULES:
+        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+        expressions.append(rule["expr"])
+    for metric in re.findall(r"registry_\w+", " ".join(expressions)):
+        assert f"# TYPE {metric} " in metrics

@@ -4,13 +4,12 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
-import yaml
 
 import agent
 from kit.documents import blocks, code, occurs, read, table
@@ -18,34 +17,30 @@ from kit.peers.registry import Registry
 from kit.peers.service import ToyService
 from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, wait_until
 
-README, GUIDE = "README.md", "INTEGRATION_GUIDE.md"
-FIGURES = "tests/FIGURES.md"
-# The commands outside the blocks that tests/containers/test_documents.py types in: what runs them.
-DOCUMENTS, TRY = "tests/containers/test_documents.py", "tests/containers/test_try.py"
-RUN_ELSEWHERE = {
-    "sh tests/demo.sh": "tests/docs/test_demo.py",
-    "sh tests/run.sh": "this very run",
-    "sh tests/run.sh all": "CI",
-    "docker build -t vertice-registry-sidecar:latest .": "tests/containers/test_image.py",
-    "docker compose -f docker/try.yml up --build": TRY,
-    "docker compose kill service": TRY,
-    "docker compose start service": TRY,
-    "docker compose stop registry": TRY,
-    "docker compose start registry": TRY,
-    "docker compose ps": TRY,
-    "docker compose stop sidecar": TRY,
-    "docker compose start sidecar": TRY,
-    "docker compose down --rmi local": TRY,
-    "docker compose run --rm --no-deps vertice-osint-sidecar --check": DOCUMENTS,
-    "docker compose up -d": DOCUMENTS,
-    "docker logs vertice-osint-sidecar": DOCUMENTS,
-    "docker exec vertice-osint-sidecar python -I -S /app/healthcheck.pyc --ready": DOCUMENTS,
-    "docker compose rm -s -f vertice-osint-sidecar": DOCUMENTS,
-    "docker run --rm vertice-registry-sidecar:latest --help": DOCUMENTS,
-    "docker pause": "tests/containers/test_failures.py",
-    "docker inspect": DOCUMENTS,
-    "docker stop": DOCUMENTS,
-    "docker compose stop": "tests/containers/test_stop_order.py",
+README, GUIDE, FIGURES = "README.md", "INTEGRATION_GUIDE.md", "tests/FIGURES.md"
+OFFERS = "What the registry must offer"
+# Commands outside the blocks that tests/containers/test_documents.py types in: what runs them.
+RUN_BY = {
+    "tests/docs/test_demo.py": {"sh tests/demo.sh"},
+    ".ci/run": {"sh tests/run.sh", "sh tests/run.sh all"},
+    "tests/containers/test_image.py": {"docker build -t vertice-registry-sidecar:latest ."},
+    "tests/containers/test_try.py": {
+        "docker compose -f docker/try.yml up --build",
+        *(f"docker compose {verb} service" for verb in ("kill", "start")),
+        *(f"docker compose {verb} registry" for verb in ("stop", "start")),
+        *(f"docker compose {verb} sidecar" for verb in ("stop", "start")),
+        *("docker compose ps", "docker compose down --rmi local"),
+    },
+    "tests/containers/test_documents.py": {
+        "docker compose run --rm --no-deps vertice-osint-sidecar --check",
+        *("docker compose up -d", "docker logs vertice-osint-sidecar"),
+        "docker exec vertice-osint-sidecar python -I -S /app/healthcheck.pyc --ready",
+        "docker compose rm -s -f vertice-osint-sidecar",
+        "docker run --rm vertice-registry-sidecar:latest --help",
+        *("docker inspect", "docker stop"),
+    },
+    "tests/containers/test_failures.py": {"docker pause"},
+    "tests/containers/test_stop_order.py": {"docker compose stop"},
 }
 PATIENCE = 60.0  # seconds, for a machine that does much else
 
@@ -59,105 +54,95 @@ def test_the_settings_table_is_complete_and_its_defaults_are_right() -> None:
         assert default in ("none", "required") or code(default), name
 
 
-def test_the_size_that_it_tells_of_agent_py_is_its_own() -> None:
-    lines = (ROOT / "agent.py").read_text(encoding="utf-8").splitlines()
-    job = next(
-        number for number, line in enumerate(lines) if re.fullmatch("# -+ the registry", line)
-    )
-    told = re.search(
-        r"script of ([\d,]+) lines, of which the\s+first (\d+) are the job", read(README)
-    )
+def test_what_it_tells_of_agent_py_is_so() -> None:
+    source = (ROOT / "agent.py").read_text(encoding="utf-8")
+    job = source[: source.index("- the registry\n")].count("\n")
+    told = re.search(r"script of ([\d,]+) lines, of which the\s+first (\d+) are", read(README))
     assert told
-    assert abs(int(told[1].replace(",", "")) - len(lines)) <= 100
+    assert abs(int(told[1].replace(",", "")) - source.count("\n")) <= 100
     assert abs(int(told[2]) - job) <= 50
-
-
-@pytest.mark.parametrize("document", [README, GUIDE])
-def test_the_looks_after_an_outage_are_as_many_as_it_says(document: str) -> None:
-    assert re.search(rf"until {agent.PROOF} looks in a row have\s+found it", read(document))
-
-
-def forgets(registry: Registry) -> bool:
-    """Let the registry forget all records, also one that has just been put back."""
-    registry.forget()
-    return True
+    for document in (README, GUIDE):
+        assert re.search(rf"until {agent.PROOF} looks in a row have\s+found it", read(document))
 
 
 def real_output() -> tuple[list[str], list[str]]:
     """Return the log and the health lines of real agents in all that the README tells of."""
     health: list[str] = []
+    registry, service = Registry(ttl=4.0, dialect="deployed", token="secret"), ToyService()
+    sidecar = Sidecar(registry, service, REGISTRY_TOKEN="secret", HEARTBEAT_INTERVAL=1)
 
-    def note(sidecar: Sidecar, *patterns: str, code: int = 0) -> None:
-        health.extend(sidecar.wait_health(pattern, code, timeout=PATIENCE) for pattern in patterns)
+    def said(words: str, times: int = 1) -> None:
+        sidecar.wait_for(words, times, timeout=PATIENCE)
 
-    registry = Registry(ttl=4.0, dialect="deployed", token="secret")
-    service = ToyService()
-    with Sidecar(registry, service, REGISTRY_TOKEN="secret", HEARTBEAT_INTERVAL=1) as sidecar:
-        note(sidecar, "^waiting.*refused")
+    def shown(*patterns: str, of: Sidecar = sidecar, code: int = 0) -> None:
+        health.extend(of.wait_health(pattern, code, timeout=PATIENCE) for pattern in patterns)
+
+    def forgotten() -> int:
+        registry.forget()  # also a record that has just been put back
+        return sidecar.count("does not list")
+
+    def plays(operation: str, status: int, body: object, words: str, times: Any = FOREVER) -> None:
+        registry.play(operation, ["status", status, body], times=times)
+        said(words)
+        registry.sane()
+
+    with sidecar:
+        shown("^waiting.*refused")
         with service, registry:
             registry.stop()
-            sidecar.wait_for("Registration failed", timeout=PATIENCE)
+            said("Registration failed")
             registry.start()
-            sidecar.wait_for("Heartbeat accepted", timeout=PATIENCE)
-            note(sidecar, "^registered")
+            said("Heartbeat accepted")
+            shown("^registered")
             registry.forget()
-            sidecar.wait_for("has lost the record", timeout=PATIENCE)
+            said("has lost the record")
             registry.play("*", ["status", 503, {"detail": "come back later"}], times=FOREVER)
-            note(sidecar, "^registry failing")
+            shown("^registry failing")
             registry.sane()
-            sidecar.wait_for("Registry is back", times=2, timeout=PATIENCE)
+            said("Registry is back", times=2)
             registry.play("heartbeat", ["status", 200, {}], times=FOREVER)
-            wait_until(lambda: forgets(registry) and sidecar.count("does not list"), 60, every=0.2)
+            wait_until(forgotten, PATIENCE, every=0.2)
             registry.sane()
-            registry.play("list", ["status", 500], times=FOREVER)
-            sidecar.wait_for("does not tell", timeout=PATIENCE)
-            registry.sane()
-            registry.play("*", ["status", 200, "<html></html>"], times=1)
-            sidecar.wait_for("a web page", timeout=PATIENCE)
+            plays("list", 500, {}, "does not tell")
+            plays("*", 200, "<html></html>", "a web page", times=1)
             os.kill(sidecar.pid, signal.SIGSTOP)
             time.sleep(2.5)  # more than two intervals
             os.kill(sidecar.pid, signal.SIGCONT)
-            sidecar.wait_for("No heartbeat accepted for two intervals", timeout=PATIENCE)
+            said("No heartbeat accepted for two intervals")
             registry.token = "other"
-            sidecar.wait_for("refuses the token", timeout=PATIENCE)
+            said("refuses the token")
             registry.token = "secret"
-            seen = sidecar.count("Heartbeat accepted")
-            sidecar.wait_for("Heartbeat accepted", times=seen + 1, timeout=PATIENCE)
+            said("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 1)
             service.stop()
-            note(sidecar, "^service down")
+            shown("^service down")
             service.start()
-            sidecar.wait_for("READY again", timeout=PATIENCE)
+            said("READY again")
             service.version = "2.0.0"
-            sidecar.wait_for("Service has changed", timeout=PATIENCE)
+            said("Service has changed")
             registry.play("*", "hang")
-            sidecar.wait_for("no answer within", timeout=PATIENCE)
+            said("no answer within")
             registry.stop()
-            note(sidecar, "^registry unreachable.*refused")
+            shown("^registry unreachable.*refused")
             registry.start()
-            note(sidecar, "^registered")
+            shown("^registered")
             sidecar.process.kill()
-            note(sidecar, "^unhealthy: the agent is", code=1)
+            shown("^unhealthy: the agent is", code=1)
             with Sidecar(registry, service, REGISTRY_TOKEN="secret", DRAIN_SECONDS=30) as draining:
                 draining.wait_registered()
                 os.kill(draining.pid, signal.SIGTERM)
-                note(draining, "draining")
+                shown("draining", of=draining)
             with Sidecar(registry, service) as without_token:
                 without_token.wait_for("asks for a token", timeout=PATIENCE)
-    log = list(sidecar.lines)
-    with Sidecar(None, None, SERVICE_NAME="a b", REGISTRY_URL="https://") as sidecar:
-        sidecar.wait()
-    return log + without_token.lines + sidecar.lines, health
+    with Sidecar(None, None, SERVICE_NAME="a b", REGISTRY_URL="https://") as refused:
+        refused.wait()
+    return sidecar.lines + without_token.lines + refused.lines, health
 
 
 def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
     log, health = real_output()
     # In tests/containers/test_failures.py, with a DNS server that answers nothing; in
-    # tests/agent/test_log_unread.py; in tests/agent/test_stop.py.
-    elsewhere = (
-        "name look-up failed",
-        "lines of the log were dropped",
-        "Network lost: nothing but loopback for ",
-    )
+    # tests/agent/test_log_unread.py; in tests/agent/test_network_lost.py.
+    elsewhere = ("name look-up failed", "lines of the log were dropped", "Network lost: nothing")
     for row in table(README, "What happens when"):
         for quoted in code(row[2]):
             found = any(words in quoted for words in elsewhere) or occurs(quoted, log)
@@ -168,38 +153,39 @@ def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
         assert any(code(row[0])[0] in line for line in log), f"{row[0]} finds nothing"
 
 
-def test_the_example_to_paste_is_accepted_by_the_agent() -> None:
-    example: dict[str, Any] = yaml.safe_load(
-        next(b.text for b in blocks(README) if b.language == "yaml")
-    )
-    (sidecar,) = example["services"].values()
-    variables = {name: str(value) for name, value in sidecar["environment"].items()}
-    assert agent.doubts_about(agent.read_settings(variables), variables) == []
-
-
 def test_every_block_and_command_is_of_a_kind_that_some_test_looks_at() -> None:
     assert {b.language for b in blocks(README)} == {"", "yaml", "console", "sh"}
     commands = re.findall(r"(?:`|^\$ )((?:sh|docker) [^`\n]+)", read(README), re.MULTILINE)
-    assert set(commands) == set(RUN_ELSEWHERE)
+    assert set(commands) == set[str]().union(*RUN_BY.values())
+    assert all((ROOT / file).is_file() for file in RUN_BY)
 
 
 def test_the_diagram_fits_a_terminal_and_has_the_requests_of_the_code() -> None:
     (diagram,) = (b.text for b in blocks(README) if not b.language)
-    for line in diagram.splitlines():
-        assert line.isascii()
-        assert len(line) <= 80
-    for row in table(README, "What the registry must offer"):
-        path = code(row[0])[0].removesuffix("/osint_service").split()[1]
-        assert path in diagram
+    assert diagram.isascii()
+    assert max(map(len, diagram.splitlines())) <= 80
+    for method_and_path, _, _, _ in offers():
+        assert method_and_path[1].removesuffix("/osint_service") in diagram
+
+
+def offers() -> Iterator[tuple[tuple[str, str], Any, int, Any]]:
+    """Yield for each request its method and path, its body, the status and body of the answer."""
+    for request, body, answer in table(README, OFFERS):
+        method, path = code(request)[0].split()
+        status, _, said = code(answer)[0].partition(" ")
+        yield (
+            (method, path),
+            json.loads(code(body)[0]) if code(body) else None,
+            int(status),
+            json.loads(said),
+        )
 
 
 def shape_of(content: object) -> object:
     """Return the keys of JSON objects, whatever their values."""
-    return (
-        {key: shape_of(value) for key, value in content.items()}
-        if isinstance(content, dict)
-        else None
-    )
+    if not isinstance(content, dict):
+        return None
+    return {key: shape_of(value) for key, value in content.items()}
 
 
 def test_the_agent_sends_the_requests_that_the_registry_must_offer(
@@ -209,46 +195,28 @@ def test_the_agent_sends_the_requests_that_the_registry_must_offer(
         wait_until(lambda: registry.count("list"), 30)
         sidecar.stop()
     sent = {(r.method, r.path): shape_of(r.json()) if r.body else None for r in registry.requests}
-    promised = {}
-    for request, body, _ in table(README, "What the registry must offer"):
-        method, path = code(request)[0].split()
-        promised[method, path] = shape_of(json.loads(code(body)[0])) if code(body) else None
-    assert sent == promised
+    assert sent == {request: shape_of(body) for request, body, _, _ in offers()}
 
 
 def test_the_registry_answers_them_as_it_must(registry: Registry) -> None:
-    for request, body, answer in table(README, "What the registry must offer"):
-        method, path = code(request)[0].split()
-        content = json.loads(code(body)[0]) if code(body) else None
-        got = requests.request(method, registry.url + path, json=content, timeout=PATIENCE)
-        status, _, said = code(answer)[0].partition(" ")
-        assert (got.status_code, got.json()) == (int(status), json.loads(said))
+    for (method, path), body, status, said in offers():
+        got = requests.request(method, registry.url + path, json=body, timeout=PATIENCE)
+        assert (got.status_code, got.json()) == (status, said)
 
 
-ANSWERS = [
-    (row[0], int(status), json.loads(body or "{}"))
-    for row in table(README, "What the registry must offer", number=2)
-    for status, _, body in (answer.partition(" ") for answer in code(row[1]))
-]
-
-
-@pytest.mark.parametrize(("meaning", "status", "body"), ANSWERS)
-def test_an_answer_counts_as_it_says(
-    registry: Registry, meaning: str, status: int, body: dict[str, str]
-) -> None:
-    registry.play("heartbeat", ["status", status, body], times=1)
-    settings = agent.read_settings(
-        {"SERVICE_NAME": NAME, "SERVICE_HOST": "abc", "REGISTRY_URL": registry.url}
-    )
-    assert agent.Registry(settings, agent.Signals()).heartbeat(PATIENCE).meaning == meaning
+def test_an_answer_counts_as_it_says(registry: Registry) -> None:
+    variables = {"SERVICE_NAME": NAME, "SERVICE_HOST": "abc", "REGISTRY_URL": registry.url}
+    client = agent.Registry(agent.read_settings(variables), agent.Signals())
+    for meaning, answers, _ in table(README, OFFERS, number=2):
+        for answer in code(answers):
+            status, _, body = answer.partition(" ")
+            registry.play("heartbeat", ["status", int(status), json.loads(body or "{}")], times=1)
+            assert client.heartbeat(PATIENCE).meaning == meaning, answer
 
 
 def test_the_figures_stand_in_the_full_tables() -> None:
-    every = [
-        row[:2]
-        for heading in ("What one costs", "What a soak shows")
-        for row in table(FIGURES, heading)
-    ]
+    headings = ("What one costs", "What a soak shows")
+    every = [row[:2] for heading in headings for row in table(FIGURES, heading)]
     few = table(README, "Figures")
     assert len(few) == 6
     assert [row for row in few if row not in every] == []
@@ -256,10 +224,8 @@ def test_the_figures_stand_in_the_full_tables() -> None:
 
 def anchors(text: str) -> set[str]:
     """Return what links to a document's headings are made of."""
-    return {
-        re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-")
-        for h in re.findall(r"^#+ (.+)$", text, re.M)
-    }
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 @pytest.mark.parametrize("document", [README, GUIDE, FIGURES])
@@ -272,8 +238,3 @@ def test_links_and_paths_lead_somewhere(document: str) -> None:
         there = (ROOT / document).parent / path if path else ROOT / document
         assert there.exists(), target
         assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
-
-
-def test_the_scripts_are_plain_posix_sh() -> None:
-    for script in ROOT.glob("tests/*.sh"):
-        subprocess.run(["sh", "-n", script], check=True, env={"PATH": os.environ["PATH"]})

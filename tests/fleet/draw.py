@@ -12,8 +12,7 @@ from fleet.simulate import MINUTES
 from fleet.simulation import Trouble, simulate
 
 SIZE, SEED = 1000, 1
-OUTAGE = Trouble(5 * MINUTES, 10 * MINUTES)
-LASTS = 20 * MINUTES
+OUTAGE, LASTS = Trouble(5 * MINUTES, 10 * MINUTES), 20 * MINUTES
 PICTURE = Path(__file__).with_name("arrivals.svg")
 LEFT, WIDTH, HEIGHT, GAP = 50, 800, 180, 40  # pixels
 DECADES = 4  # of requests a second, from 1
@@ -44,25 +43,20 @@ def panel(top: float, jitter: bool) -> Iterator[str]:
         yield f'<path d="M{LEFT} {at}h{WIDTH}" stroke="#ccc"/>'
         yield f'<text x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{number:,}</text>'
     seconds = collections.Counter(map(int, simulate(SIZE, LASTS, OUTAGE, SEED, jitter).arrivals))
-    bars = "".join(f"M{across(at):.1f} {height(1):.0f}V{height(1.1 * number):.1f}"
-                   for at, number in sorted(seconds.items()))  # fmt: skip
+    bars = "".join(
+        f"M{across(at):.1f} {height(1):.0f}V{height(1.1 * number):.1f}"
+        for at, number in sorted(seconds.items())
+    )
     yield f'<path d="{bars}" stroke="{"steelblue" if jitter else "firebrick"}"/>'
 
 
-def main() -> int:
-    """Write the picture beside this file."""
-    tops = [GAP, 2 * GAP + HEIGHT]
-    base = tops[1] + HEIGHT
+if __name__ == "__main__":
+    base = 2 * (GAP + HEIGHT)
     lines = [FRAME.format(LEFT + WIDTH + GAP, base + GAP)]
-    for top, jitter in zip(tops, (False, True), strict=True):
+    for top, jitter in ((GAP, False), (2 * GAP + HEIGHT, True)):
         lines += panel(top, jitter)
     for minute in range(0, 21, 5):
         at = across(minute * MINUTES)
         lines.append(f'<text x="{at}" y="{base + 20}" text-anchor="middle">{minute} min</text>')
     PICTURE.write_text("\n".join([*lines, "</svg>", ""]))
     print(f"Seed {SEED}: {PICTURE}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
