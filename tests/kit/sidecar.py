@@ -60,6 +60,20 @@ def wait_until(
     return result
 
 
+def run(
+    *script: str, settings: Mapping[str, object], timeout: float = 20.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a script with just these settings until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-I", *script],
+        env=environment(settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+
+
 class Sidecar:
     """One agent process; as a context manager it is ended where the test has not stopped it.
 
@@ -195,25 +209,17 @@ class Sidecar:
 
     def health(self, *arguments: str) -> tuple[int, str]:
         """Run healthcheck.py as Docker does; return the exit code and all that it printed."""
-        done = subprocess.run(
-            [sys.executable, "-I", *self.health_script, *arguments],
-            env=environment(self.settings),
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-        return done.returncode, done.stdout + done.stderr
+        done = run(*self.health_script, *arguments, settings=self.settings)
+        return done.returncode, done.stdout
 
     def wait_health(
         self, pattern: str, code: int = 0, *arguments: str, timeout: float = PATIENCE
     ) -> str:
         """Wait until the health check says so with that exit code; return its line."""
-        said = (-1, "")
         end = time.monotonic() + timeout
-        while said[0] != code or not re.search(pattern, said[1]):
+        while (said := self.health(*arguments))[0] != code or not re.search(pattern, said[1]):
             assert time.monotonic() < end, f"health never {code} {pattern!r}, last {said}"
             time.sleep(0.1)
-            said = self.health(*arguments)
         return said[1]
 
     def peak_memory(self) -> int:
@@ -226,14 +232,7 @@ def run_agent(
     settings: Mapping[str, object], *arguments: str, timeout: float = 20.0
 ) -> subprocess.CompletedProcess[str]:
     """Run the agent with just these settings and arguments until it ends by itself."""
-    return subprocess.run(
-        [sys.executable, "-I", byte_code()[0], *arguments],
-        env=environment(settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
+    return run(byte_code()[0], *arguments, settings=settings, timeout=timeout)
 
 
 def break_agent(directory: Path, code: str) -> Path:

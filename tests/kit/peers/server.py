@@ -152,13 +152,17 @@ class Peer:
     @property
     def port(self) -> int:
         """The port; where it was 0, chosen at the first look: it is known before the start."""
-        if not self._port:
-            with socket.socket(self.family) as probe:
+        if self._port:
+            return self._port
+        for port in random.SystemRandom().sample(range(*PORTS), 100):
+            with socket.socket(self.family) as probe, contextlib.suppress(OSError):
                 # A process that another thread starts holds this socket, too, for a moment: let it
                 # hinder nobody.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                self._port = _bind_somewhere(lambda port: probe.bind((self.host, port)))
-        return self._port
+                probe.bind((self.host, port))
+                self._port = port
+                return port
+        raise OSError(errno.EADDRINUSE, f"no free port found at {self.host}")
 
     @property
     def url(self) -> str:
@@ -262,18 +266,6 @@ class Peer:
                 if play.times <= 0:
                     self._plays.remove(play)
             return play.fault
-
-
-def _bind_somewhere(bind: Callable[[int], None]) -> int:
-    """Call bind(port) with ports at random until one is free. Raises OSError when none is."""
-    for port in random.SystemRandom().sample(range(*PORTS), 100):
-        try:
-            bind(port)
-            return port
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-    raise OSError(errno.EADDRINUSE, "no free port found")
 
 
 class _Server(socketserver.ThreadingTCPServer):

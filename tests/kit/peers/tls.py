@@ -41,16 +41,10 @@ V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 CIPHER_CHANGE, ALERT, HANDSHAKE, DATA = 20, 21, 22, 23  # what a record can hold
 WARNING, FATAL = 1, 2
 ALERTS = {
-    "handshake_failure": 40,
-    "bad_certificate": 42,
-    "certificate_unknown": 46,
-    "unknown_ca": 48,
-    "access_denied": 49,
-    "protocol_version": 70,
-    "internal_error": 80,
-    "unrecognized_name": 112,
+    "handshake_failure": 40, "bad_certificate": 42, "certificate_unknown": 46, "unknown_ca": 48,
+    "access_denied": 49, "protocol_version": 70, "internal_error": 80, "unrecognized_name": 112,
     "certificate_required": 116,
-}
+}  # fmt: skip
 TICKETS = 1000  # of about 250 bytes: more than an exchange has a budget for
 TINY = 150_000  # records of a byte
 CHAIN = 250  # certificates, more than 128 KB
