@@ -223,36 +223,25 @@ class Session:
 
 
 @factory
-def unheard(
+def unshaken(
     exchange: Exchange,
-    start: bytes = b"",
+    start: bytes | Callable[[bytes], bytes] = b"",
     block: bytes = b"",
     pause: float = 0.0,
     end: Fault = close,
+    version: ssl.TLSVersion = V13,
 ) -> None:
-    """After the ClientHello these bytes, then the block without an end where there is one."""
-    hear_hello(exchange)
-    send(exchange, start, below=True)
+    """After the ClientHello these bytes, or so much of the server's first flight, then the block.
+
+    The block comes without an end. With a pause, all this comes slowly.
+    """
+    if isinstance(start, bytes):
+        hear_hello(exchange)
+    else:
+        start = start(Session(exchange, version).flight())
+    pour(exchange, byte_by_byte(start) if pause else [start], pause, below=True)
     if block:
         pour(exchange, itertools.repeat(block) if pause else without_end(block), pause, below=True)
-    end(exchange)
-
-
-@factory
-def unshaken(
-    exchange: Exchange,
-    version: ssl.TLSVersion,
-    cut: Callable[[bytes], bytes] = bytes,
-    block: bytes = b"",
-    pause: float = 0.0,
-    end: Fault = wait,
-) -> None:
-    """So much of the server's first flight, byte by byte where there is a pause, then the block."""
-    session = Session(exchange, version)
-    start = cut(session.flight())
-    session.pour(byte_by_byte(start) if pause else [start], pause)
-    if block:
-        session.pour(without_end(block))
     end(exchange)
 
 
@@ -414,27 +403,27 @@ def first_record(flight: bytes) -> bytes:
 
 TLS_FAULTS |= {
     # What comes instead of a handshake or in it, ...
-    **{name: unheard(start, block) for name, (block, start) in FLOODS.items()},
+    **{name: unshaken(start, block) for name, (block, start) in FLOODS.items()},
     **{
-        f"tls_alert_{name}": unheard(record(ALERT, bytes([FATAL, code])))
+        f"tls_alert_{name}": unshaken(record(ALERT, bytes([FATAL, code])))
         for name, code in ALERTS.items()
     },
-    "tls_drip": unheard(block=HELLO_REQUEST, pause=DRIP),
-    "tls_silence": unheard(end=wait),
-    "tls_close": unheard(),
-    "tls_reset": unheard(end=reset()),
-    "tls_plain": unheard(
+    "tls_drip": unshaken(block=HELLO_REQUEST, pause=DRIP),
+    "tls_silence": unshaken(end=wait),
+    "tls_close": unshaken(),
+    "tls_reset": unshaken(end=reset()),
+    "tls_plain": unshaken(
         b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     ),
-    "tls_cut_record_header": unshaken(V13, first(3), end=close),
-    "tls_cut_record": unshaken(V13, first(40), end=close),
-    "tls_cut_flight": unshaken(V12, first(500), end=close),
-    "tls_cut_after_hello": unshaken(V13, first(127), end=close),  # the ServerHello of 1.3 is whole
-    "tls_stops_shaking": unshaken(V12),
-    "tls_drip_handshake": unshaken(V12, pause=DRIP),
-    "tls_cipher_changes_later": unshaken(V13, first_record, FLOODS["tls_cipher_changes"][0]),
-    "tls_hello_requests_later": unshaken(V12, first_record, HELLO_REQUEST),
-    "tls_warnings_later": unshaken(V12, first_record, FLOODS["tls_warnings"][0]),
+    "tls_cut_record_header": unshaken(first(3)),
+    "tls_cut_record": unshaken(first(40)),
+    "tls_cut_flight": unshaken(first(500), version=V12),
+    "tls_cut_after_hello": unshaken(first(127)),  # the ServerHello of 1.3 is whole
+    "tls_stops_shaking": unshaken(bytes, end=wait, version=V12),
+    "tls_drip_handshake": unshaken(bytes, pause=DRIP, end=wait, version=V12),
+    "tls_cipher_changes_later": unshaken(first_record, FLOODS["tls_cipher_changes"][0]),
+    "tls_hello_requests_later": unshaken(first_record, HELLO_REQUEST, version=V12),
+    "tls_warnings_later": unshaken(first_record, FLOODS["tls_warnings"][0], version=V12),
     "tls_tiny_handshake": shaken(ANSWER, version=V12, cut=in_tiny_records),
     "tls_long_chain": shaken(ANSWER, version=V12, chain=CHAIN),
     "tls_wants_certificate": wants_certificate(V13),
