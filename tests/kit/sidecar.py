@@ -50,7 +50,7 @@ def byte_code() -> tuple[str, str]:
 
 
 def wait_until(
-    what: Callable[[], T], timeout: float = PATIENCE, why: str = "", every: float = 0.02
+    what: Callable[[], T], timeout: float = PATIENCE, why: str = "", every: float = 0.01
 ) -> T:
     """Return what(), asked every so many seconds, once it is true. Raises AssertionError."""
     end = time.monotonic() + timeout
