@@ -1,6 +1,4 @@
-"""The embedded registry.
-
-The whole API of the service registry, its TTL, each of its oddities by a switch.
+"""The embedded registry: the whole API, its TTL, each of its oddities by a switch.
 
 As a program: `python -m kit.peers.registry --port 8888 --ttl 60 --verbose`. While it runs, tests
 can script it: `curl -d '{"store":"open"}' localhost:8888/_control`,
@@ -50,6 +48,7 @@ LABELS = {
 }
 GET_WORKS_EVERY = 5  # deployed dialect: the other GETs of one record are 500 "from its cache"
 GETS_TO_BLACKOUT = 5  # so many of those 500, and nginx drops the replica
+BLACKOUT = 10.0  # seconds for which nginx then answers 502
 
 
 @dataclass
@@ -72,16 +71,10 @@ class Registry(Peer):
     errors; store, the state of the store behind it, one of STORES ("gone": no replica is left
     behind nginx); linger, how long GET /services shows an expired name (None: 30 in the deployed
     dialect, else 0); failing_delay and hang_delay, how long a failing and a hanging store takes to
-    give its 500 and 504; blackout, how long nginx answers 502 after a handful of 500 from GET
-    /services/{name}; limits, {operation: (number, seconds)}, answers 429 beyond; retry_after, the
-    header of these 429; replica_of, another registry with which it shares the store; clock,
+    give its 500 and 504; limits, {operation: (number, seconds)}, answers 429 beyond; retry_after,
+    the header of these 429; replica_of, another registry with which it shares the store; clock,
     monotonic seconds. The attribute ttls has the names whose TTL is another.
     """
-
-    settings = (
-        *Peer.settings, "ttl", "token", "dialect", "store", "linger", "failing_delay", "hang_delay",
-        "blackout", "limits", "retry_after",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -95,7 +88,6 @@ class Registry(Peer):
         linger: float | None = None,
         failing_delay: float = 3.0,
         hang_delay: float = 5.0,
-        blackout: float = 10.0,
         limits: dict[str, tuple[int, float]] | None = None,
         retry_after: str | float | None = None,
         replica_of: Registry | None = None,
@@ -103,15 +95,10 @@ class Registry(Peer):
         **options: Any,
     ) -> None:
         super().__init__(host, port, **options)
-        self.ttl = ttl
+        self.ttl, self.token, self.dialect, self.linger = ttl, token, dialect, linger
         self.ttls: dict[str, float] = {}
-        self.token = token
-        self.linger = linger
-        self.failing_delay = failing_delay
-        self.hang_delay = hang_delay
-        self.blackout = blackout
-        self.limits = limits or {}
-        self.retry_after = retry_after
+        self.failing_delay, self.hang_delay = failing_delay, hang_delay
+        self.limits, self.retry_after = limits or {}, retry_after
         self.clock = clock
         self._records: dict[str, _Record] = {}  # the store
         if replica_of is not None:
@@ -124,29 +111,13 @@ class Registry(Peer):
         self._gets = 0
         self._get_failures = 0
         self._blackout_until = float("-inf")
-        self._store = "up"
-        self.dialect = dialect
         self.store = store
 
     # Switches and views.
 
     @property
-    def dialect(self) -> str:
-        """The wording of errors, one of DIALECTS."""
-        return self._dialect
-
-    @dialect.setter
-    def dialect(self, value: str) -> None:
-        if value not in DIALECTS:
-            raise ValueError(f"dialect is one of {', '.join(DIALECTS)}, not {value!r}")
-        self._dialect = value
-
-    @property
     def store(self) -> str:
-        """The state of the store, one of STORES.
-
-        Back to "up" forgets what was only in a replica's memory.
-        """
+        """The state of the store; back to "up" forgets what was only in a replica's memory."""
         return self._store
 
     @store.setter
@@ -154,23 +125,12 @@ class Registry(Peer):
         if value not in STORES:
             raise ValueError(f"store is one of {', '.join(STORES)}, not {value!r}")
         with self.lock:
-            self._store = value
-            self._trials = 0
+            self._store, self._trials = value, 0
             if value == "up":
                 self._memory.clear()
 
-    @property
-    def lingers(self) -> float:
-        """How many seconds GET /services shows an expired name."""
-        if self.linger is None:
-            return 30.0 if self.dialect == "deployed" else 0.0
-        return self.linger
-
     def record(self, name: str) -> dict[str, object] | None:
-        """Return the live record of this name from the store.
-
-        Whose replicas' memory does not count.
-        """
+        """Return the live record of this name from the store: no replica's memory counts."""
         with self.lock:
             return self._shown(self._live(name))
 
@@ -184,7 +144,8 @@ class Registry(Peer):
         with self.lock:
             if self.store != "up":
                 return sorted(self._memory)
-            since = self.clock() - self.lingers
+            linger = 30.0 if self.dialect == "deployed" else 0.0
+            since = self.clock() - (linger if self.linger is None else self.linger)
             return sorted(name for name, each in self._records.items() if each.expires > since)
 
     def forget(self, name: str | None = None) -> None:
@@ -194,30 +155,16 @@ class Registry(Peer):
                 records.clear() if name is None else records.pop(name, None)
 
     def expire(self, name: str | None = None) -> None:
-        """Let the TTL of this name, of all by default.
-
-        Run out now (unlike forget, the name lingers).
-        """
+        """Let the TTL of this name, of all by default, run out now: the name lingers."""
         with self.lock:
             for record in self._records.values():
                 if name in (None, record.service_name):
                     record.expires = min(record.expires, self.clock())
 
     def state(self) -> dict[str, object]:
-        """Return counts, the store's state and the live records."""
+        """Return counts and the live records."""
         with self.lock:
-            records = {name: self.record(name) for name in self.names()}
-            memory = sorted(self._memory)
-            return super().state() | {"store": self.store, "records": records, "memory": memory}
-
-    def control(self, command: str, value: Any) -> None:
-        """Do one command: those of Peer, and forget and expire with a name or null."""
-        if command == "forget":
-            self.forget(value)
-        elif command == "expire":
-            self.expire(value)
-        else:
-            super().control(command, value)
+            return super().state() | {"records": {name: self.record(name) for name in self.names()}}
 
     # The API.
 
@@ -252,12 +199,7 @@ class Registry(Peer):
             return answer
 
     def _register(self, request: Request) -> Answer:
-        refused = (
-            self._invalid(request)
-            or self._limited(request.address, "register")
-            or self._token(request)
-        )
-        if refused or (refused := self._store_down("register")):
+        if refused := self._refused(request, request.address):
             return refused
         name, endpoint, health_endpoint, metadata = (
             request.json()[key] for key in FIELDS["register"]
@@ -273,8 +215,7 @@ class Registry(Peer):
 
     def _heartbeat(self, request: Request) -> Answer:
         name = str(_name_in(request))
-        refused = self._invalid(request) or self._limited(name, "heartbeat") or self._token(request)
-        if refused or (refused := self._store_down("heartbeat")):
+        if refused := self._refused(request, name):
             return refused
         if self.store == "half_open":
             self._trials += 1
@@ -288,8 +229,7 @@ class Registry(Peer):
         return Answer(200, {"message": "Heartbeat received", "service_name": name})
 
     def _deregister(self, request: Request) -> Answer:
-        refused = self._token(request) or self._store_down("deregister")
-        if refused:
+        if refused := self._token(request) or self._store_down("deregister"):
             return refused
         name = _name_in(request)
         (self._records if self.store == "up" else self._memory).pop(str(name), None)
@@ -306,7 +246,7 @@ class Registry(Peer):
             if self._gets % GET_WORKS_EVERY:
                 self._get_failures += 1
                 if self._get_failures % GETS_TO_BLACKOUT == 0:
-                    self._blackout_until = self.clock() + self.blackout
+                    self._blackout_until = self.clock() + BLACKOUT
                 return self._error("get", 500, "'str' object has no attribute 'get'")
         if refused := self._store_down("get"):
             return refused
@@ -322,12 +262,14 @@ class Registry(Peer):
         status = "healthy" if self.store == "up" else "degraded"
         state = self.store.upper() if self.store in ("open", "half_open") else "CLOSED"
         redis = {"status": status, "circuit_breaker": {"state": state}}
-        active = self._active_services()
-        return Answer(
-            200, {"status": status, "components": {"redis": redis}, "active_services": active}
-        )
+        health = {"status": status, "components": {"redis": redis}}
+        return Answer(200, health | {"active_services": self._active_services()})
 
     def _metrics(self, _request: Request) -> Answer:
+        samples = [
+            f'registry_operations_total{{operation="{operation}",status="{status}"}} {number}'
+            for (operation, status), number in sorted(self._operations.items())
+        ]
         lines = [
             "# HELP registry_active_services Services that were registered through this replica",
             "# TYPE registry_active_services gauge",
@@ -337,10 +279,8 @@ class Registry(Peer):
             f"registry_circuit_breaker_open {int(self.store == 'open')}",
             "# HELP registry_operations_total Operations by outcome",
             "# TYPE registry_operations_total counter",
+            *samples,
         ]
-        for (operation, status), number in sorted(self._operations.items()):
-            labels = f'operation="{operation}",status="{status}"'
-            lines.append(f"registry_operations_total{{{labels}}} {number}")
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Answer(200, "\n".join(lines) + "\n", {"Content-Type": kind})
 
@@ -361,40 +301,21 @@ class Registry(Peer):
             return Answer(405, {"detail": "Method Not Allowed"}, {"Allow": ROUTES[path][0]})
         return Answer(404, {"detail": "Not Found"})
 
-    def _invalid(self, request: Request) -> Answer | None:
-        """Check the fields of the body as FastAPI does."""
-        try:
-            body = request.json()
-        except (ValueError, RecursionError) as error:
-            place, why = getattr(error, "pos", 0), getattr(error, "msg", "bad encoding")
-            problem = _problem("json_invalid", "JSON decode error", {}, place)
-            return Answer(422, {"detail": [problem | {"ctx": {"error": why}}]})
-        if not isinstance(body, dict):
-            message = "Input should be a valid dictionary or object to extract fields from"
-            return Answer(422, {"detail": [_problem("model_attributes_type", message, body)]})
-        problems: list[dict[str, object]] = []
-        for field in FIELDS[request.operation]:
-            value = body.get(field)
-            if field not in body:
-                problems.append(_problem("missing", "Field required", body, field))
-            elif field != "metadata":
-                problems += _unless_text(value, field)
-            elif not isinstance(value, dict):
-                problems.append(
-                    _problem("dict_type", "Input should be a valid dictionary", value, field)
-                )
-            else:
-                for key in value:
-                    problems += _unless_text(value[key], field, key)
-        return Answer(422, {"detail": problems}) if problems else None
+    def _refused(self, request: Request, who: str) -> Answer | None:
+        return (
+            _invalid(request)
+            or self._limited(who, request.operation)
+            or self._token(request)
+            or self._store_down(request.operation)
+        )
 
-    def _limited(self, who: object, operation: str) -> Answer | None:
+    def _limited(self, who: str, operation: str) -> Answer | None:
         """Count the request of this service or address; 429 beyond the limit."""
         if operation not in self.limits:
             return None
         number, seconds = self.limits[operation]
         now = self.clock()
-        recent = self._recent.setdefault((operation, str(who)), collections.deque())
+        recent = self._recent.setdefault((operation, who), collections.deque())
         while recent and recent[0] <= now - seconds:
             recent.popleft()
         if len(recent) < number:
@@ -447,13 +368,38 @@ def _name_in(request: Request) -> object:
     return body.get("service_name") if isinstance(body, dict) else None
 
 
-def _problem(kind: str, message: str, value: object, *place: str | int) -> dict[str, object]:
-    return {"type": kind, "loc": ["body", *place], "msg": message, "input": value}
+def _invalid(request: Request) -> Answer | None:
+    """Check the body as FastAPI does: 422 with what is wrong in it."""
+    problems: list[dict[str, object]] = []
 
+    def wrong(kind: str, message: str, value: object, *place: str | int) -> None:
+        problems.append({"type": kind, "loc": ["body", *place], "msg": message, "input": value})
 
-def _unless_text(value: object, *place: str) -> list[dict[str, object]]:
-    message = "Input should be a valid string"
-    return [] if isinstance(value, str) else [_problem("string_type", message, value, *place)]
+    def expect_text(value: object, *place: str) -> None:
+        if not isinstance(value, str):
+            wrong("string_type", "Input should be a valid string", value, *place)
+
+    try:
+        body = request.json()
+    except (ValueError, RecursionError) as error:
+        wrong("json_invalid", "JSON decode error", {}, getattr(error, "pos", 0))
+        return Answer(422, {"detail": problems})
+    fields = FIELDS[request.operation]
+    if not isinstance(body, dict):
+        message = "Input should be a valid dictionary or object to extract fields from"
+        wrong("model_attributes_type", message, body)
+        fields = ()
+    for field in fields:
+        if field not in body:
+            wrong("missing", "Field required", body, field)
+        elif field != "metadata":
+            expect_text(body[field], field)
+        elif not isinstance(body[field], dict):
+            wrong("dict_type", "Input should be a valid dictionary", body[field], field)
+        else:
+            for key, value in body[field].items():
+                expect_text(value, field, key)
+    return Answer(422, {"detail": problems}) if problems else None
 
 
 def _nginx(status: int, delay: float = 0.0) -> Answer:
@@ -463,9 +409,7 @@ def _nginx(status: int, delay: float = 0.0) -> Answer:
 def main() -> int:
     """Run the registry of the command line until SIGTERM or SIGINT."""
     parser = arguments("The embedded registry, for the demo and for tests.", 8888)
-    parser.add_argument(
-        "--ttl", type=float, default=60.0, help="life of a record in seconds (%(default)s)"
-    )
+    parser.add_argument("--ttl", type=float, default=60.0, help="life of a record (%(default)s s)")
     return run(Registry(**vars(parser.parse_args())), "registry")
 
 

@@ -1,19 +1,15 @@
-"""Peer.
-
-A small threaded HTTP/1.1 server that remembers what it was asked and can be told to misbehave.
+"""A small threaded HTTP/1.1 server that remembers what it was asked and can be told to misbehave.
 
 A subclass says which operation a request is (`route`) and what the sane answer is (`answer`). Tests
 then script it: `peer.play("heartbeat", "reset", times=1)` breaks the next heartbeat, `peer.sane()`
-ends all that. The same scripts can be sent to a peer in another process or container as JSON to
-`/_control`.
+ends all that. The same can be sent to a peer in another process or container as JSON to
+`/_control`: `{"play": ["heartbeat", "reset", 1]}`, `{"sane": "*"}`, any attribute with its value.
 """
 
 import argparse
 import collections
 import contextlib
 import errno
-import io
-import itertools
 import json
 import random
 import signal
@@ -42,19 +38,16 @@ PORTS = (20_000, 32_000)
 
 
 class Request(NamedTuple):
-    """One request as it arrived.
+    """One request as it arrived."""
 
-    `at` is time.monotonic(), `size` all its bytes on the wire (inside TLS).
-    """
-
-    at: float
+    at: float  # time.monotonic()
     operation: str
     method: str
     path: str
     headers: Message
     body: bytes
     connection: int  # numbers the TCP connections from 1
-    size: int
+    size: int  # all its bytes on the wire (inside TLS)
     address: str
 
     def json(self) -> Any:
@@ -63,10 +56,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One sane answer.
-
-    Bytes and text go out as they are, None as no body, anything else as JSON.
-    """
+    """One sane answer: bytes and text as they are, None as no body, anything else as JSON."""
 
     status: int
     body: object = None
@@ -83,16 +73,14 @@ class _Play:
 
 
 class Peer:
-    """An HTTP server on loopback that can be scripted.
+    """An HTTP server on loopback that can be scripted, as a context manager or by start and stop.
 
-    Use it as a context manager or call start and stop. Args: host to listen on; port (0 takes
-    a free one); idle_timeout in seconds after which the peer closes an idle connection (nginx 65, a
-    bare replica 5, None never); keep_alive False closes after each answer; tls is (certificate
-    file, key file); verbose prints a line for each request. The attribute farewell says whether TLS
-    is ended (close_notify) before a connection is: many servers do not.
+    Args: host to listen on; port (0 takes a free one); idle_timeout in seconds after which the peer
+    closes an idle connection (nginx 65, a bare replica 5, None never); keep_alive False closes
+    after each answer; tls is (certificate file, key file); verbose prints a line for each request.
+    The attribute farewell says whether TLS is ended (close_notify) before a connection is: many
+    servers do not.
     """
-
-    settings: tuple[str, ...] = ("idle_timeout", "keep_alive", "farewell")  # what /_control may set
 
     def __init__(
         self,
@@ -104,21 +92,18 @@ class Peer:
         tls: tuple[str, str] | None = None,
         verbose: bool = False,
     ) -> None:
-        self.host = host
-        self.idle_timeout = idle_timeout
-        self.keep_alive = keep_alive
+        self.host, self._port = host, port
+        self.family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.idle_timeout, self.keep_alive, self.farewell = idle_timeout, keep_alive, True
         self.verbose = verbose
         self.lock = threading.RLock()
         self.requests: list[Request] = []
-        self.connections = 0  # TCP connections accepted, those for /_control alone not counted
-        self._port = port
+        self.connections = 0  # TCP connections accepted
         self._counts: collections.Counter[str] = collections.Counter()
         self._plays: list[_Play] = []
-        self._numbers = itertools.count(1)
         self._going = threading.Event()  # clear while paused
         self._going.set()
         self._server: _Server | None = None
-        self.farewell = True
         self.tls = tls
         self._context: ssl.SSLContext | None = None
         if tls:
@@ -142,23 +127,19 @@ class Peer:
     def state(self) -> dict[str, object]:
         """Return what `GET /_control` shows."""
         with self.lock:
-            return {"counts": dict(self._counts), "connections": self.connections}
+            return {"counts": dict(self._counts)}
 
     def control(self, command: str, value: Any) -> None:
-        """Do one command of `POST /_control`.
+        """Do one command of `POST /_control`: call a method, or set an attribute.
 
-        Raises KeyError, TypeError or ValueError on a bad one.
+        Raises AttributeError, KeyError, TypeError or ValueError on a bad one.
         """
-        if command == "play":
-            self.play(*value)
-        elif command == "sane":
-            self.sane(value or "*")
-        elif command == "pause":
-            (self.pause if value else self.resume)()
-        elif command in self.settings:
+        if not callable(method := getattr(self, command)):
             setattr(self, command, value)
+        elif isinstance(value, list):
+            method(*value)
         else:
-            raise KeyError(f"{command}: not one of play, sane, pause, {', '.join(self.settings)}")
+            method(value)
 
     # Life.
 
@@ -170,22 +151,18 @@ class Peer:
 
     @property
     def port(self) -> int:
-        """The port.
-
-        Chosen at the first look where it was 0, so that it is known before the start.
-        """
-        if not self._port:
-            with socket.socket(self.family) as probe:
+        """The port; where it was 0, chosen at the first look: it is known before the start."""
+        if self._port:
+            return self._port
+        for port in random.SystemRandom().sample(range(*PORTS), 100):
+            with socket.socket(self.family) as probe, contextlib.suppress(OSError):
                 # A process that another thread starts holds this socket, too, for a moment: let it
                 # hinder nobody.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                self._port = _bind_somewhere(lambda port: probe.bind((self.host, port)))
-        return self._port
-
-    @property
-    def family(self) -> socket.AddressFamily:
-        """The family of the host's address."""
-        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+                probe.bind((self.host, port))
+                self._port = port
+                return port
+        raise OSError(errno.EADDRINUSE, f"no free port found at {self.host}")
 
     @property
     def url(self) -> str:
@@ -198,14 +175,11 @@ class Peer:
         """Listen, again on the same port after a stop. Raises OSError where the port is taken."""
         if self._server is None:
             self._server = _Server(self, self._context)
-            threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+            threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
     def stop(self) -> None:
-        """Close the listening socket and all connections: from now on the peer refuses.
-
-        Ends a pause.
-        """
+        """Close the listening socket and all connections, and end a pause: from now on refuse."""
         server, self._server = self._server, None
         if server:
             server.stop()
@@ -217,19 +191,12 @@ class Peer:
         self._context.load_cert_chain(*tls)
 
     def stop_listening(self) -> None:
-        """Close the listening socket alone.
-
-        Refuse new connections, go on answering on the open ones.
-        """
+        """Refuse new connections, go on answering on the open ones."""
         if self._server:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.stop_listening()
 
     def pause(self) -> None:
-        """Accept connections but answer nothing.
-
-        Like a stopped process (only /_control still works).
-        """
+        """Accept connections but answer nothing, like a stopped process (/_control works on)."""
         self._going.clear()
 
     def resume(self) -> None:
@@ -266,7 +233,7 @@ class Peer:
         while not predicate():
             if time.monotonic() > end:
                 raise TimeoutError(f"not true within {timeout} s; counts: {dict(self._counts)}")
-            time.sleep(0.01)
+            time.sleep(0.02)
         return True
 
     def say(self, text: str) -> None:
@@ -300,29 +267,6 @@ class Peer:
                     self._plays.remove(play)
             return play.fault
 
-    def _wait_until_going(self) -> None:
-        self._going.wait()
-
-    def _accepted(self) -> int:
-        with self.lock:
-            self.connections += 1
-            return next(self._numbers)
-
-
-def _bind_somewhere(bind: Callable[[int], None]) -> int:
-    """Call bind(port) with ports at random until one is free.
-
-    Raises OSError when none of 100 is.
-    """
-    for port in random.SystemRandom().sample(range(*PORTS), 100):
-        try:
-            bind(port)
-            return port
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-    raise OSError(errno.EADDRINUSE, "no free port found")
-
 
 class _Server(socketserver.ThreadingTCPServer):
     """The listening socket and the open connections of one start."""
@@ -332,11 +276,9 @@ class _Server(socketserver.ThreadingTCPServer):
     request_queue_size = 1024  # the listen backlog
 
     def __init__(self, peer: Peer, context: ssl.SSLContext | None) -> None:
-        self.peer = peer
-        self.context = context
+        self.peer, self.context, self.address_family = peer, context, peer.family
         self.stopping = threading.Event()
         self.open: dict[socket.socket, int] = {}  # connection: its number
-        self.address_family = peer.family
         super().__init__((peer.host, peer.port), Exchange)
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -348,7 +290,9 @@ class _Server(socketserver.ThreadingTCPServer):
         return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self.open[request] = self.peer._accepted()
+        with self.peer.lock:
+            self.peer.connections += 1
+            self.open[request] = self.peer.connections
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -359,67 +303,49 @@ class _Server(socketserver.ThreadingTCPServer):
         super().shutdown_request(request)
         self.open.pop(request, None)
 
+    def stop_listening(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes serve_forever (Linux), which polls else
+        self.shutdown()
+        self.server_close()
+
     def stop(self) -> None:
         self.stopping.set()
         self.peer.resume()
-        self.shutdown()
-        self.server_close()
+        self.stop_listening()
         for connection in list(self.open):
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(
-                    connection, socket.SHUT_RDWR
-                )  # below TLS, which may be in use
+            with contextlib.suppress(OSError):  # below TLS, which may be in use
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
         end = time.monotonic() + 1.0
         while self.open and time.monotonic() < end:
             time.sleep(0.002)
 
 
-class _CountingReader(io.BufferedReader):
-    """Counts the bytes that were taken from it."""
-
-    taken = 0
-
-    def readline(self, size: int | None = -1) -> bytes:
-        line = super().readline(size)
-        self.taken += len(line)
-        return line
-
-    def read(self, size: int | None = -1) -> bytes:
-        data = super().read(size)
-        self.taken += len(data)
-        return data
-
-
 class Exchange(BaseHTTPRequestHandler):
-    """One connection and the request that is being answered on it.
-
-    This is what a fault gets to play on.
-    """
+    """One connection and the request that is being answered on it: what a fault plays on."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
+    raw_requestline: bytes
     asked: Request
 
     def setup(self) -> None:
         super().setup()
-        self.rfile.close()
-        self.rfile = self._reader = _CountingReader(self.connection.makefile("rb", buffering=0))
+        self.peer = self.server.peer
         if self.server.context:
-            self.server.peer._wait_until_going()  # a stopped process shakes no hands
+            self.peer._going.wait()  # a stopped process shakes no hands
 
     def handle(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # the client went away, or the peer stops
             self.close_connection = False
-            if fault := self.server.peer._due(CONNECT):
-                self.server.peer.say(f"{CONNECT} -> fault {getattr(fault, '__name__', fault)}")
-                fault(self)
+            if fault := self.peer._due(CONNECT):
+                self._play(CONNECT, fault)
             if not self.close_connection:
                 super().handle()
 
     def handle_one_request(self) -> None:
-        self._reader.taken = 0
-        self.connection.settimeout(self.server.peer.idle_timeout)
+        self.connection.settimeout(self.peer.idle_timeout)
         super().handle_one_request()
 
     def log_message(self, *_: object) -> None:
@@ -427,49 +353,44 @@ class Exchange(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer any request: sanely, with the fault that is due, or as the control endpoint."""
-        peer, target = (
-            self.server.peer,
-            self.requestline.split()[1],
-        )  # self.path has no leading // any more
+        target = self.requestline.split()[1]  # self.path has no leading // any more
         length = self.headers.get("Content-Length", "0")
-        if (
-            not length.isdecimal()
-            or int(length) > BODY_LIMIT
-            or "Transfer-Encoding" in self.headers
+        if "Transfer-Encoding" in self.headers or not (
+            length.isdecimal() and int(length) <= BODY_LIMIT
         ):
             self.close_connection = True
             self.reply(400, {"detail": "body too large or of unknown length"})
             return
         body = self.rfile.read(int(length))
-        number = self.server.open.get(self.request, 0)
         if target == "/_control":
-            self._control(body, number)
+            self._control(body)
             return
-        peer._wait_until_going()
+        self.peer._going.wait()
         if self.server.stopping.is_set():
             self.close_connection = True
             return
-        operation = peer.route(self.command, target)
+        operation = self.peer.route(self.command, target)
+        lines = (self.raw_requestline, *(f"{k}: {v}\r\n" for k, v in self.headers.items()))
+        size = sum(map(len, lines)) + len(b"\r\n") + len(body)
         self.asked = Request(
-            time.monotonic(), operation, self.command, target, self.headers, body, number,
-            self._reader.taken, self.client_address[0],
+            time.monotonic(), operation, self.command, target, self.headers, body,
+            self.server.open.get(self.request, 0), size, self.client_address[0],
         )  # fmt: skip
-        fault = peer._take(self.asked)
-        if fault is None:
-            self.sane()
+        if fault := self.peer._take(self.asked):
+            self._play(f"{operation} {self.peer.label(self.asked)}", fault)
         else:
-            peer.say(
-                f"{operation} {peer.label(self.asked)} -> fault {getattr(fault, '__name__', fault)}"
-            )
-            fault(self)
+            self.sane()
 
     do_POST = do_DELETE = do_PUT = do_PATCH = do_GET  # noqa: N815
 
+    def _play(self, at: str, fault: Fault) -> None:
+        self.peer.say(f"{at} -> fault {getattr(fault, '__name__', fault)}")
+        fault(self)
+
     def sane(self) -> None:
         """Give the sane answer to the request."""
-        peer = self.server.peer
-        answer = peer.answer(self.asked)
-        peer.say(f"{self.asked.operation} {peer.label(self.asked)} -> {answer.status}")
+        answer = self.peer.answer(self.asked)
+        self.peer.say(f"{self.asked.operation} {self.peer.label(self.asked)} -> {answer.status}")
         if answer.delay and self.server.stopping.wait(answer.delay):
             self.close_connection = True
             return
@@ -478,72 +399,53 @@ class Exchange(BaseHTTPRequestHandler):
     def reply(
         self, status: int, body: object = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send a well-formed answer in one piece.
-
-        A body that the status cannot have is left out.
-        """
+        """Send a well-formed answer in one piece, without a body that the status cannot have."""
         kind = "text/plain; charset=utf-8"
         if not isinstance(body, bytes | str | None):
-            kind, body = (
-                "application/json",
-                json.dumps(body, separators=(",", ":"), ensure_ascii=False),
-            )
+            kind = "application/json"
+            body = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
         payload = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body or b""
         fields = {"Server": "nginx", "Date": self.date_time_string()}
         if status >= 200 and status not in (204, 304):
             fields |= {"Content-Type": kind, "Content-Length": str(len(payload))}
         else:
             payload = b""
-        if not self.server.peer.keep_alive or status < 200:
+        if not self.peer.keep_alive or status < 200:
             self.close_connection = True
         if self.close_connection:
             fields["Connection"] = "close"
-        fields |= headers or {}
-        head = f"HTTP/1.1 {status} {reason(status)}\r\n" + "".join(
-            f"{k}: {v}\r\n" for k, v in fields.items()
-        )
-        self.raw(f"{head}\r\n".encode("latin-1") + payload)
+        lines = [f"HTTP/1.1 {status} {reason(status)}"]
+        lines += [f"{name}: {value}" for name, value in (fields | dict(headers or {})).items()]
+        self.raw("\r\n".join((*lines, "", "")).encode("latin-1") + payload)
 
     def raw(self, data: bytes) -> None:
         """Send these bytes as they are."""
         self.connection.sendall(data)
 
-    def _control(self, body: bytes, number: int) -> None:
-        peer = self.server.peer
-        if number:  # so that `connections` counts the agent's alone
-            self.close_connection = True
-            with peer.lock:
-                peer.connections -= not any(
-                    request.connection == number for request in peer.requests[-1000:]
-                )
+    def _control(self, body: bytes) -> None:
         try:
             for command, value in json.loads(body).items() if self.command == "POST" else ():
-                peer.control(command, value)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+                self.peer.control(command, value)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             self.reply(400, {"detail": f"{type(error).__name__}: {error}"})
         else:
-            self.reply(200, peer.state())
+            self.reply(200, self.peer.state())
 
 
 def reason(status: int) -> str:
     """Return the phrase for a status, "Unknown" where it has none."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"
+    return next((known.phrase for known in HTTPStatus if known == status), "Unknown")
 
 
 def arguments(description: str, port: int) -> argparse.ArgumentParser:
     """Return a parser with the options that every peer has on its command line."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument(
-        "--port", type=int, default=port, help="port, 0 takes a free one (%(default)s)"
-    )
-    parser.add_argument("--no-keep-alive", dest="keep_alive", action="store_false",
-                        help="close each connection after its answer")  # fmt: skip
-    parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="speak https")
-    parser.add_argument("--verbose", action="store_true", help="print a line for each request")
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    add("--port", type=int, default=port, help="port, 0 takes a free one (%(default)s)")
+    add("--no-keep-alive", dest="keep_alive", action="store_false", help="one answer a connection")
+    add("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="speak https")
+    add("--verbose", action="store_true", help="print a line for each request")
     return parser
 
 
@@ -552,15 +454,7 @@ class _Control(Peer):
 
     def __init__(self, peer: Peer) -> None:
         super().__init__(port=peer.port + 1)
-        self.peer = peer
-
-    def state(self) -> dict[str, object]:
-        """Return the peer's."""
-        return self.peer.state()
-
-    def control(self, command: str, value: Any) -> None:
-        """Do one command to the peer."""
-        self.peer.control(command, value)
+        self.state, self.control = peer.state, peer.control  # type: ignore[method-assign]
 
 
 def run(peer: Peer, name: str) -> int:

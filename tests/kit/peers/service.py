@@ -1,6 +1,4 @@
-"""The toy service.
-
-Something with a health endpoint that can fall ill, die and come back with a new version.
+"""The toy service: something with a health endpoint that can fall ill, die and come back.
 
 As a program: `python -m kit.peers.service --port 8080 --version 1.0.0 --not-ready-for 3`.
 """
@@ -19,8 +17,6 @@ class ToyService(Peer):
     sent instead of it (as in Answer); not_ready_for, seconds from now in which it answers 503. All
     are attributes too.
     """
-
-    settings = (*Peer.settings, "version", "status", "health_path", "healthy", "extra", "body")
 
     def __init__(
         self,

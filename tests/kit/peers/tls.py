@@ -1,10 +1,9 @@
 """What a peer that speaks TLS can do wrong below HTTP: floods, tiny records, drips, cuts, alerts.
 
 Each fault is played as soon as a connection is open (CONNECT), at a Peer with `tls`; it has the
-bytes below the peer's own TLS. TLS_FAULTS holds one of each by name, FACTORIES how to make others:
+bytes below the peer's own TLS. TLS_FAULTS holds them by name:
 
     peer.play(CONNECT, "tls_hello_requests", times=None)
-    peer.play(CONNECT, ["tls_fatal", 48])
 
 All are bounded in time, and end as soon as the client goes away or the peer stops.
 """
@@ -19,36 +18,41 @@ import socket
 import ssl
 import struct
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kit.peers.faults import TLS_FAULTS, Fault, factory, reset
+from kit.peers.faults import (
+    DRIP,
+    SECONDS,
+    TLS_FAULTS,
+    Fault,
+    byte_by_byte,
+    factory,
+    pour,
+    reset,
+    send,
+)
 
 if TYPE_CHECKING:
     from kit.peers.server import Exchange
 
-SECONDS = 120.0  # no fault plays longer
-DRIP = 0.02  # seconds between two bytes
 V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 CIPHER_CHANGE, ALERT, HANDSHAKE, DATA = 20, 21, 22, 23  # what a record can hold
 WARNING, FATAL = 1, 2
-USER_CANCELED = 90
 ALERTS = {
-    "handshake_failure": 40,
-    "bad_certificate": 42,
-    "certificate_unknown": 46,
-    "unknown_ca": 48,
-    "access_denied": 49,
-    "protocol_version": 70,
-    "internal_error": 80,
-    "unrecognized_name": 112,
+    "handshake_failure": 40, "bad_certificate": 42, "certificate_unknown": 46, "unknown_ca": 48,
+    "access_denied": 49, "protocol_version": 70, "internal_error": 80, "unrecognized_name": 112,
     "certificate_required": 116,
-}
+}  # fmt: skip
 TICKETS = 1000  # of about 250 bytes: more than an exchange has a budget for
 TINY = 150_000  # records of a byte
 CHAIN = 250  # certificates, more than 128 KB
+HEAD = b"HTTP/1.1 200 OK\r\n"
+ANSWER = HEAD + (
+    b"Content-Length: 2\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n{}"
+)
+OPEN_BODY = HEAD + b"Connection: close\r\n\r\n"  # ends with the connection
 
 
 def record(kind: int, content: bytes) -> bytes:
@@ -56,12 +60,13 @@ def record(kind: int, content: bytes) -> bytes:
     return struct.pack(">BHH", kind, 0x0303, len(content)) + content
 
 
+CANCELED = bytes([WARNING, 90])  # the user has
 HELLO_REQUEST = record(HANDSHAKE, bytes(4))
 # What a server may not send, or a client has to skip, before the handshake has begun: the block
 # that comes without an end, and what comes before it.
 FLOODS: dict[str, tuple[bytes, bytes]] = {
     "tls_hello_requests": (HELLO_REQUEST, b""),
-    "tls_warnings": (record(ALERT, bytes([WARNING, USER_CANCELED])), b""),
+    "tls_warnings": (record(ALERT, CANCELED), b""),
     "tls_cipher_changes": (record(CIPHER_CHANGE, b"\1"), b""),
     "tls_empty_handshakes": (record(HANDSHAKE, b""), b""),
     "tls_empty_data": (record(DATA, b""), b""),
@@ -74,66 +79,8 @@ FLOODS: dict[str, tuple[bytes, bytes]] = {
 }
 
 
-class Below:
-    """A connection's bytes below the TLS of its peer."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange, self.socket = exchange, exchange.connection
-        exchange.close_connection = True
-        self.end = time.monotonic() + SECONDS
-
-    def send(self, data: bytes) -> None:
-        """Send these bytes. Raises OSError where the client has gone, or the time is over."""
-        self.socket.settimeout(max(self.end - time.monotonic(), 0.001))
-        socket.socket.sendall(self.socket, data)
-
-    def receive(self) -> bytes:
-        """Return what comes next. Raises OSError where nothing does."""
-        self.socket.settimeout(max(self.end - time.monotonic(), 0.001))
-        data = socket.socket.recv(self.socket, 65536)
-        if not data:
-            raise ConnectionResetError
-        return data
-
-    def pour(self, blocks: Iterable[bytes], pause: float = 0.0) -> None:
-        """Send the blocks, with a pause in seconds before each, until they or the time end."""
-        for block in blocks:
-            if pause and self.server_stops(pause):
-                return
-            self.send(block)
-
-    def server_stops(self, seconds: float) -> bool:
-        """Wait so many seconds, at most until the end; tell whether the peer has been stopped."""
-        left = max(self.end - time.monotonic(), 0.0)
-        return self.exchange.server.stopping.wait(min(seconds, left)) or not left
-
-    def wait(self) -> None:
-        """Read what comes, and answer nothing, until the client goes."""
-        with contextlib.suppress(OSError):
-            while True:
-                self.receive()
-
-    def hear_hello(self) -> bytes:
-        """Return the ClientHello."""
-        data = b""
-        while len(data) < 5 or len(data) < 5 + int.from_bytes(data[3:5], "big"):
-            data += self.receive()
-        return data
-
-
-def heard(exchange: Exchange) -> Below:
-    """Return the bytes below, once the ClientHello has come."""
-    below = Below(exchange)
-    below.hear_hello()
-    return below
-
-
 def without_end(block: bytes) -> Iterable[bytes]:
     return itertools.repeat(block * (65536 // len(block) or 1))
-
-
-def byte_by_byte(data: bytes) -> Iterable[bytes]:
-    return (bytes([byte]) for byte in data)
 
 
 def split_records(data: bytes) -> list[bytes]:
@@ -148,11 +95,39 @@ def split_records(data: bytes) -> list[bytes]:
 
 def in_tiny_records(flight: bytes) -> bytes:
     """Return the same handshake in records of one byte, what is encrypted as it was."""
-    records = []
+    records: list[bytes] = []
     for one in split_records(flight):
         clear = one[0] == HANDSHAKE
         records += [record(HANDSHAKE, byte) for byte in byte_by_byte(one[5:])] if clear else [one]
     return b"".join(records)
+
+
+def receive(exchange: Exchange) -> bytes:
+    """Return what comes next below TLS. Raises OSError where nothing does."""
+    exchange.close_connection = True
+    exchange.connection.settimeout(SECONDS)
+    data = socket.socket.recv(exchange.connection, 65536)
+    if not data:
+        raise ConnectionResetError
+    return data
+
+
+def hear_hello(exchange: Exchange) -> bytes:
+    """Return the ClientHello."""
+    data = b""
+    while len(data) < 5 or len(data) < 5 + int.from_bytes(data[3:5], "big"):
+        data += receive(exchange)
+    return data
+
+
+def close(_exchange: Exchange) -> None:
+    """End by FIN, as every fault does; nothing says that TLS ends there."""
+
+
+def wait(exchange: Exchange) -> None:
+    """Read what comes, and answer nothing, until the client goes."""
+    while receive(exchange):
+        pass
 
 
 class Session:
@@ -171,8 +146,8 @@ class Session:
         chain: int = 1,
         wants_certificate: bool = False,
     ) -> None:
-        self.below = Below(exchange)
-        files = exchange.server.peer.tls
+        self.exchange, self.version = exchange, version
+        files = exchange.peer.tls
         assert files, "the peer speaks no TLS"
         self.context = context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with tempfile.NamedTemporaryFile() as chained:
@@ -190,16 +165,24 @@ class Session:
 
     def flight(self) -> bytes:
         """Hear the ClientHello; return what the server answers."""
-        self.incoming.write(self.below.hear_hello())
+        self.incoming.write(hear_hello(self.exchange))
         with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.do_handshake()
         flight = self.outgoing.read()
         self.random = flight[11:43]
         return flight
 
+    def send(self, data: bytes) -> None:
+        """Send these bytes below TLS."""
+        send(self.exchange, data, below=True)
+
+    def pour(self, blocks: Iterable[bytes], pause: float = 0.0) -> None:
+        """Send these blocks below TLS."""
+        pour(self.exchange, blocks, pause, below=True)
+
     def flush(self) -> None:
         if self.outgoing.pending:
-            self.below.send(self.outgoing.read())
+            self.send(self.outgoing.read())
 
     def patiently(self, call: Callable[..., object], *arguments: object) -> object:
         """Repeat the call until the client has said what it needs. Raises OSError."""
@@ -208,13 +191,13 @@ class Session:
                 return call(*arguments)
             except ssl.SSLWantReadError:
                 self.flush()
-                self.incoming.write(self.below.receive())
+                self.incoming.write(receive(self.exchange))
             finally:
                 self.flush()
 
     def shake(self, cut: Callable[[bytes], bytes] = bytes) -> None:
         """Shake hands; `cut` makes what is sent of the server's first flight."""
-        self.below.send(cut(self.flight()))
+        self.send(cut(self.flight()))
         self.patiently(self.tls.do_handshake)
 
     def hear_request(self) -> None:
@@ -225,11 +208,6 @@ class Session:
             assert isinstance(data, bytes)
             request += data
 
-    def begin(self, cut: Callable[[bytes], bytes] = bytes) -> None:
-        """Shake hands and read the request."""
-        self.shake(cut)
-        self.hear_request()
-
     def sealed(self, *texts: bytes) -> bytes:
         """Return a record, or several, for each text."""
         for text in texts:
@@ -238,203 +216,91 @@ class Session:
 
     def say(self, *texts: bytes) -> None:
         """Send these, each in a record of its own."""
-        self.below.send(self.sealed(*texts))
+        self.send(self.sealed(*texts))
 
 
-def head(*lines: str) -> bytes:
-    """Return a good status and these header lines."""
-    return "\r\n".join(("HTTP/1.1 200 OK", *lines, "", "")).encode()
-
-
-ANSWER = head("Content-Length: 2", "Content-Type: application/json", "Connection: close") + b"{}"
-OPEN_BODY = head("Connection: close")  # ends with the connection
-
-
-# Instead of a handshake.
+# Instead of a handshake, or of the end of one.
 
 
 @factory
-def tls_flood(exchange: Exchange, block: bytes = HELLO_REQUEST, start: bytes = b"") -> None:
-    """After the ClientHello this block without an end."""
-    below = heard(exchange)
-    below.send(start)
-    below.pour(without_end(block))
+def unshaken(
+    exchange: Exchange,
+    start: bytes | Callable[[bytes], bytes] = b"",
+    block: bytes = b"",
+    pause: float = 0.0,
+    end: Fault = close,
+    version: ssl.TLSVersion = V13,
+) -> None:
+    """After the ClientHello these bytes, or so much of the server's first flight, then the block.
 
-
-@factory
-def tls_drip(exchange: Exchange, pause: float = DRIP) -> None:
-    """Send a record that a client skips, now and then, without an end."""
-    heard(exchange).pour(itertools.repeat(HELLO_REQUEST), pause)
-
-
-@factory
-def tls_silence(exchange: Exchange) -> None:
-    """Nothing after the ClientHello."""
-    heard(exchange).wait()
-
-
-@factory
-def tls_close(exchange: Exchange) -> None:
-    """FIN after the ClientHello."""
-    heard(exchange)
-
-
-@factory
-def tls_reset(exchange: Exchange) -> None:
-    """RST after the ClientHello."""
-    heard(exchange)
-    reset()(exchange)
-
-
-@factory
-def tls_fatal(exchange: Exchange, code: int = ALERTS["handshake_failure"]) -> None:
-    """Send this fatal alert after the ClientHello."""
-    heard(exchange).send(record(ALERT, bytes([FATAL, code])))
-
-
-@factory
-def tls_plain(exchange: Exchange) -> None:
-    """Send what a plain HTTP server says to a ClientHello."""
-    below = heard(exchange)
-    below.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-
-
-@factory
-def tls_cut(exchange: Exchange, size: int = 3, version: int = V13) -> None:
-    """So many bytes of the server's first flight, then FIN; by default not even a header."""
-    session = Session(exchange, ssl.TLSVersion(version))
-    session.below.send(session.flight()[:size])
-
-
-# In the handshake.
-
-
-@factory
-def tls_stops_shaking(exchange: Exchange, version: int = V12) -> None:
-    """Send the server's first flight, and nothing more."""
-    session = Session(exchange, ssl.TLSVersion(version))
-    session.below.send(session.flight())
-    session.below.wait()
-
-
-@factory
-def tls_drip_handshake(exchange: Exchange, version: int = V12) -> None:
-    """Send the first flight byte by byte."""
-    session = Session(exchange, ssl.TLSVersion(version))
-    session.below.pour(byte_by_byte(session.flight()), DRIP)
-    session.below.wait()
-
-
-@factory
-def tls_tiny_handshake(exchange: Exchange, version: int = V12) -> None:
-    """Send the first flight in records of one byte; what follows is good."""
-    session = Session(exchange, ssl.TLSVersion(version))
-    session.begin(in_tiny_records)
-    session.say(ANSWER)
-
-
-@factory
-def tls_long_chain(exchange: Exchange, number: int = CHAIN) -> None:
-    """Send a chain of so many certificates."""
-    session = Session(exchange, V12, chain=number)
-    session.begin()
-    session.say(ANSWER)
-
-
-@factory
-def tls_flood_later(exchange: Exchange, version: int = V13, block: bytes = HELLO_REQUEST) -> None:
-    """Send the first record of a handshake, the ServerHello in it.
-
-    Then this block without an end.
+    The block comes without an end. With a pause, all this comes slowly.
     """
-    session = Session(exchange, ssl.TLSVersion(version))
-    session.below.send(split_records(session.flight())[0])
-    session.below.pour(without_end(block))
+    if isinstance(start, bytes):
+        hear_hello(exchange)
+    else:
+        start = start(Session(exchange, version).flight())
+    pour(exchange, byte_by_byte(start) if pause else [start], pause, below=True)
+    if block:
+        pour(exchange, itertools.repeat(block) if pause else without_end(block), pause, below=True)
+    end(exchange)
+
+
+# After the request.
 
 
 @factory
-def tls_wants_certificate(exchange: Exchange, version: int = V13) -> None:
-    """Send a server that refuses a client without a certificate, in its own words."""
-    session = Session(exchange, ssl.TLSVersion(version), wants_certificate=True)
+def shaken(
+    exchange: Exchange,
+    *texts: bytes,
+    version: ssl.TLSVersion = V13,
+    cut: Callable[[bytes], bytes] = bytes,
+    then: Callable[[Session], None] | None = None,
+    end: Fault = close,
+    tickets: int = 0,
+    chain: int = 1,
+) -> None:
+    """Shake hands, hear the request, say these texts, and what else there is."""
+    session = Session(exchange, version, tickets=tickets, chain=chain)
+    session.shake(cut)
+    session.hear_request()
+    session.say(*texts)
+    if then:
+        then(session)
+    end(exchange)
+
+
+@factory
+def wants_certificate(exchange: Exchange, version: ssl.TLSVersion) -> None:
+    """Refuse a client without a certificate, in the server's own words."""
+    session = Session(exchange, version, wants_certificate=True)
     with contextlib.suppress(ssl.SSLError):
-        session.begin()
-    session.below.wait()  # for a reset would overtake the alert
+        session.shake()
+        session.hear_request()
+    wait(exchange)  # for a reset would overtake the alert
 
 
-# After the handshake.
+def tiny_records(session: Session) -> None:
+    """Go on in records of one byte at full speed."""
+    session.pour(session.sealed(*[b" "] * 1000) for _ in range(TINY // 1000))
 
 
-@factory
-def tls_says(exchange: Exchange, text: bytes = ANSWER, version: int = V13) -> None:
-    """Send this answer, then FIN: nothing says that TLS ends there."""
-    session = Session(exchange, ssl.TLSVersion(version))
-    session.begin()
-    session.say(text)
+def drip_body(session: Session) -> None:
+    """Go on in records of one byte, slowly; then send the records themselves byte by byte."""
+    session.pour((session.sealed(b" ") for _ in range(20)), DRIP)
+    session.pour(byte_by_byte(session.sealed(*itertools.repeat(b" ", 1000))), DRIP)
 
 
-@factory
-def tls_resets_later(exchange: Exchange) -> None:
-    """RST after the request."""
-    Session(exchange).begin()
-    reset()(exchange)
+def huge_body(session: Session) -> None:
+    """Go on in records as large as they can be."""
+    session.pour(session.sealed(bytes(1 << 20)) for _ in range(100))
 
 
-@factory
-def tls_garbage(exchange: Exchange) -> None:
-    """After the request something that is no record of TLS."""
-    session = Session(exchange)
-    session.begin()
-    session.below.send(ANSWER)
-    session.below.wait()
-
-
-@factory
-def tls_tickets(exchange: Exchange, number: int = TICKETS) -> None:
-    """So many session tickets after the handshake, then the answer."""
-    session = Session(exchange, V13, tickets=number)
-    session.begin()
-    session.say(ANSWER)
-
-
-@factory
-def tls_tiny_records(exchange: Exchange, version: int = V13, number: int = TINY) -> None:
-    """Send a body without an end in records of one byte, so many of them at full speed."""
-    session = Session(exchange, ssl.TLSVersion(version))
-    session.begin()
-    session.say(OPEN_BODY)
-    session.below.pour(session.sealed(*[b" "] * 1000) for _ in range(number // 1000))
-    session.below.wait()
-
-
-@factory
-def tls_drip_body(exchange: Exchange, pause: float = DRIP) -> None:
-    """Send a body in records of one byte, slowly; then the records themselves byte by byte."""
-    session = Session(exchange)
-    session.begin()
-    session.say(OPEN_BODY)
-    session.below.pour((session.sealed(b" ") for _ in range(20)), pause)
-    session.below.pour(byte_by_byte(session.sealed(*itertools.repeat(b" ", 1000))), pause)
-
-
-@factory
-def tls_huge_body(exchange: Exchange, megabytes: int = 100) -> None:
-    """Send a body in records as large as they can be."""
-    session = Session(exchange)
-    session.begin()
-    session.say(OPEN_BODY)
-    session.below.pour(session.sealed(bytes(1 << 20)) for _ in range(megabytes))
-
-
-@factory
-def tls_pours_after_its_end(exchange: Exchange) -> None:
-    """Send an answer, the end of TLS, and then more without an end."""
-    session = Session(exchange)
-    session.begin()
-    session.say(OPEN_BODY + b"{}")
+def pours_after_its_end(session: Session) -> None:
+    """End TLS, and send more without an end."""
     with contextlib.suppress(ssl.SSLError):
         session.tls.unwrap()  # it waits for the other side's
     session.flush()
-    session.below.pour(without_end(record(DATA, bytes(64))))
+    session.pour(without_end(FLOODS["tls_data"][0]))
 
 
 # After the handshake, in records that no library would send.
@@ -448,10 +314,10 @@ class Forger(Session):
 
     def __init__(self, exchange: Exchange, version: ssl.TLSVersion = V13) -> None:
         super().__init__(exchange, version)
-        self.version = version
         with tempfile.NamedTemporaryFile() as log:
             self.context.keylog_filename = log.name
-            self.begin()
+            self.shake()
+            self.hear_request()
             lines = [line.split() for line in Path(log.name).read_text().splitlines()]
         secrets = {what: (bytes.fromhex(one), bytes.fromhex(two)) for what, one, two in lines[1:]}
         self.hash = "sha384" if "SHA384" in str(self.tls.cipher()) else "sha256"
@@ -505,75 +371,86 @@ class Forger(Session):
 
 
 @factory
-def tls_forged(
-    exchange: Exchange, kind: int = DATA, content: bytes = b"", version: int = V13
+def forged(
+    exchange: Exchange,
+    kind: int = DATA,
+    content: bytes = b"",
+    version: ssl.TLSVersion = V13,
+    update: bool | None = None,
 ) -> None:
-    """After the headers of an answer, sealed records with this in them, without an end."""
-    forger = Forger(exchange, ssl.TLSVersion(version))
-    forger.below.send(forger.seal(DATA, OPEN_BODY))
-    while True:
-        forger.below.send(b"".join(forger.seal(kind, content) for _ in range(500)))
+    """After the headers of an answer, sealed records with this in them, without an end.
+
+    With update, new keys; True asks for an answer, which is never read.
+    """
+    forger = Forger(exchange, version)
+    forger.send(forger.seal(DATA, OPEN_BODY))
+    forger.pour(
+        b"".join(
+            forger.seal(kind, content) if update is None else forger.update(update)
+            for _ in range(100)
+        )
+        for _ in itertools.count()
+    )
 
 
-@factory
-def tls_key_updates(exchange: Exchange, answer: bool = False) -> None:
-    """After the headers of an answer, new keys without an end; their answers are never read."""
-    forger = Forger(exchange)
-    forger.below.send(forger.seal(DATA, OPEN_BODY))
-    while True:
-        forger.below.send(b"".join(forger.update(answer) for _ in range(100)))
+def first(size: int) -> Callable[[bytes], bytes]:
+    return lambda flight: flight[:size]
 
 
-# The catalogue: what comes instead of a handshake or in it, ...
-SHAKING: dict[str, Fault] = {
-    **{name: tls_flood(block, start) for name, (block, start) in FLOODS.items()},
-    **{f"tls_alert_{name}": tls_fatal(code) for name, code in ALERTS.items()},
-    "tls_drip": tls_drip(),
-    "tls_silence": tls_silence(),
-    "tls_close": tls_close(),
-    "tls_reset": tls_reset(),
-    "tls_plain": tls_plain(),
-    "tls_cut_record_header": tls_cut(3),
-    "tls_cut_record": tls_cut(40),
-    "tls_cut_flight": tls_cut(500, V12),
-    "tls_cut_after_hello": tls_cut(127),  # the ServerHello of 1.3 is whole
-    "tls_stops_shaking": tls_stops_shaking(),
-    "tls_drip_handshake": tls_drip_handshake(),
-    "tls_tiny_handshake": tls_tiny_handshake(),
-    "tls_long_chain": tls_long_chain(),
-    "tls_cipher_changes_later": tls_flood_later(V13, FLOODS["tls_cipher_changes"][0]),
-    "tls_hello_requests_later": tls_flood_later(V12, HELLO_REQUEST),
-    "tls_warnings_later": tls_flood_later(V12, FLOODS["tls_warnings"][0]),
-    "tls_wants_certificate": tls_wants_certificate(),
-    "tls_wants_certificate_12": tls_wants_certificate(V12),
+def first_record(flight: bytes) -> bytes:
+    return split_records(flight)[0]
+
+
+TLS_FAULTS |= {
+    # What comes instead of a handshake or in it, ...
+    **{name: unshaken(start, block) for name, (block, start) in FLOODS.items()},
+    **{
+        f"tls_alert_{name}": unshaken(record(ALERT, bytes([FATAL, code])))
+        for name, code in ALERTS.items()
+    },
+    "tls_drip": unshaken(block=HELLO_REQUEST, pause=DRIP),
+    "tls_silence": unshaken(end=wait),
+    "tls_close": unshaken(),
+    "tls_reset": unshaken(end=reset()),
+    "tls_plain": unshaken(
+        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    ),
+    "tls_cut_record_header": unshaken(first(3)),
+    "tls_cut_record": unshaken(first(40)),
+    "tls_cut_flight": unshaken(first(500), version=V12),
+    "tls_cut_after_hello": unshaken(first(127)),  # the ServerHello of 1.3 is whole
+    "tls_stops_shaking": unshaken(bytes, end=wait, version=V12),
+    "tls_drip_handshake": unshaken(bytes, pause=DRIP, end=wait, version=V12),
+    "tls_cipher_changes_later": unshaken(first_record, FLOODS["tls_cipher_changes"][0]),
+    "tls_hello_requests_later": unshaken(first_record, HELLO_REQUEST, version=V12),
+    "tls_warnings_later": unshaken(first_record, FLOODS["tls_warnings"][0], version=V12),
+    "tls_tiny_handshake": shaken(ANSWER, version=V12, cut=in_tiny_records),
+    "tls_long_chain": shaken(ANSWER, version=V12, chain=CHAIN),
+    "tls_wants_certificate": wants_certificate(V13),
+    "tls_wants_certificate_12": wants_certificate(V12),
+    # ... what comes after it, ...
+    "tls_cut_headers": shaken(ANSWER[:30]),
+    "tls_cut_body": shaken(HEAD + b"Content-Length: 1000\r\n\r\n{}"),
+    "tls_cut_open_body": shaken(OPEN_BODY + b'{"status":"hea'),
+    "tls_cut_open_body_12": shaken(OPEN_BODY + b'{"status":"hea', version=V12),
+    "tls_no_answer": shaken(),
+    "tls_resets_later": shaken(end=reset()),
+    "tls_garbage": shaken(then=lambda session: session.send(ANSWER), end=wait),
+    "tls_tickets": shaken(ANSWER, tickets=TICKETS),
+    "tls_tiny_records": shaken(OPEN_BODY, then=tiny_records, end=wait),
+    "tls_tiny_records_12": shaken(OPEN_BODY, version=V12, then=tiny_records, end=wait),
+    "tls_drip_body": shaken(OPEN_BODY, then=drip_body),
+    "tls_huge_body": shaken(OPEN_BODY, then=huge_body),
+    "tls_pours_after_its_end": shaken(OPEN_BODY + b"{}", then=pours_after_its_end),
+    # ... and what comes then in records that no library would send.
+    "tls_empty_records": forged(),
+    "tls_empty_records_12": forged(version=V12),
+    "tls_sealed_warnings": forged(ALERT, CANCELED),
+    "tls_sealed_warnings_12": forged(ALERT, CANCELED, V12),
+    "tls_sealed_hello_requests_12": forged(HANDSHAKE, bytes(4), V12),
+    "tls_sealed_cipher_changes": forged(CIPHER_CHANGE, b"\1"),
+    "tls_key_updates": forged(update=False),
+    "tls_key_updates_asked": forged(update=True),
 }
-# ... what comes after it, ...
-SHAKEN: dict[str, Fault] = {
-    "tls_cut_headers": tls_says(ANSWER[:30]),
-    "tls_cut_body": tls_says(head("Content-Length: 1000") + b"{}"),
-    "tls_cut_open_body": tls_says(OPEN_BODY + b'{"status":"hea'),
-    "tls_cut_open_body_12": tls_says(OPEN_BODY + b'{"status":"hea', V12),
-    "tls_no_answer": tls_says(b""),
-    "tls_resets_later": tls_resets_later(),
-    "tls_garbage": tls_garbage(),
-    "tls_tickets": tls_tickets(),
-    "tls_tiny_records": tls_tiny_records(),
-    "tls_tiny_records_12": tls_tiny_records(V12),
-    "tls_drip_body": tls_drip_body(),
-    "tls_huge_body": tls_huge_body(),
-    "tls_pours_after_its_end": tls_pours_after_its_end(),
-}
-# ... and what comes then in records that no library would send.
-FORGED: dict[str, Fault] = {
-    "tls_empty_records": tls_forged(DATA, b""),
-    "tls_empty_records_12": tls_forged(DATA, b"", V12),
-    "tls_sealed_warnings": tls_forged(ALERT, bytes([WARNING, USER_CANCELED])),
-    "tls_sealed_warnings_12": tls_forged(ALERT, bytes([WARNING, USER_CANCELED]), V12),
-    "tls_sealed_hello_requests_12": tls_forged(HANDSHAKE, bytes(4), V12),
-    "tls_sealed_cipher_changes": tls_forged(CIPHER_CHANGE, b"\1"),
-    "tls_key_updates": tls_key_updates(),
-    "tls_key_updates_asked": tls_key_updates(answer=True),
-}
-TLS_FAULTS |= SHAKING | SHAKEN | FORGED
 for _name, _fault in TLS_FAULTS.items():
     _fault.__name__ = _name  # for a verbose peer's lines
