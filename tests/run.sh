@@ -6,6 +6,7 @@
 # Docker tests are skipped where no engine or base image is found, and say so; with REQUIRE_DOCKER=1
 # that is a failure, as is a missing Consul with REQUIRE_CONSUL=1.
 set -eu
+unset PYTHONDONTWRITEBYTECODE # each worker would rewrite the asserts of all tests anew
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . tests/venv.sh
 make_venv requirements.txt tests/requirements.txt
