@@ -1,22 +1,14 @@
-"""What the network does to a sidecar: nothing lasting, unless it is gone for good.
+"""What the network does to a sidecar: nothing lasting.
 
-Names, addresses and connections one by one: unit/test_network.py; probes: unit/test_service.py.
+Names, addresses and connections one by one: unit/test_network.py; probes: unit/test_service.py. A
+network that is gone for good: containers/test_failures.py.
 """
 
-import contextlib
 import resource
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-
-from kit.certificates import certificate
 from kit.peers.registry import Registry
 from kit.peers.service import ToyService
-from kit.sidecar import NAME, Sampler, Sidecar, odd_lines
+from kit.sidecar import NAME, Sampler, Sidecar
 from kit.stage import Stage
 
 HERE, THERE = "127.0.0.11", "127.0.0.12"
@@ -55,49 +47,3 @@ def test_without_a_descriptor_to_be_had_the_service_is_down_until_there_is_one(
         sidecar.wait_registered(times=2)
         sidecar.wait_health("registered")
         assert "Traceback" not in sidecar.log
-
-
-def test_an_https_service_without_verification_is_warned_of_once(
-    registry: Registry, tmp_path: Path
-) -> None:
-    tls, _ = certificate(tmp_path, "10.9.8.7")
-    settings = {"SERVICE_SCHEME": "https", "SERVICE_TLS_VERIFY": "false", "HEARTBEAT_INTERVAL": 0.5}
-    with ToyService(tls=tls) as service, Sidecar(registry, service, **settings) as sidecar:
-        sidecar.wait_for("Heartbeat accepted", times=3)
-        record = registry.record(NAME)
-        assert record is not None
-        assert record["endpoint"] == service.url
-        assert record["metadata"] == {"version": "1.0.0", "status": "healthy"}
-        assert sidecar.stop()[0] == 0
-        for_it = " WARNING SERVICE_TLS_VERIFY=false: "
-        assert sidecar.count(" WARNING ") == sidecar.count(for_it) == 1
-        assert odd_lines(sidecar.lines) == []  # no library's warning among them
-
-
-# ---- a network that is gone for two minutes (Linux, root); the clock jumps over the minutes
-
-
-@contextlib.contextmanager
-def isolated(device: str) -> Iterator[Sidecar]:
-    """Yield a sidecar that sees but loopback and this device, and waits for what never comes."""
-    needed = [shutil.which(name) for name in ("unshare", "nsenter", "ip")]
-    trial = ["unshare", "--net", "ip", "link", "add", device, "type", "bridge"]
-    if not all(needed) or subprocess.run(trial, capture_output=True).returncode != 0:
-        pytest.skip("needs unshare(1), nsenter(1) and ip(8) with network namespaces")
-    sidecar = Sidecar(None, None, INITIAL_WAIT_TIMEOUT=86400, HEARTBEAT_INTERVAL=30)
-    Stage(sidecar, jumping=True)
-    script = f'{" ".join(trial[2:])} && exec "$@"'
-    sidecar.python = ["unshare", "--net", "sh", "-c", script, "sh", sys.executable, "-I"]
-    with sidecar:
-        sidecar.wait_for("Waiting for the service")
-        yield sidecar
-
-
-def test_a_network_that_is_gone_ends_it_with_exit_code_1() -> None:
-    with isolated("eth0") as sidecar:
-        sidecar.wait_for("Waiting", times=sidecar.count("Waiting") + 10)  # ten minutes
-        delete = ["--net", "ip", "link", "delete", "eth0"]
-        subprocess.run(["nsenter", "--target", str(sidecar.pid), *delete], check=True)
-        assert sidecar.wait() == 1
-        assert "ERROR Network lost: nothing but loopback for 12" in sidecar.lines[-1]
-        assert odd_lines(sidecar.lines) == []
