@@ -50,7 +50,6 @@ STATES = {
     "looking the registry up": State("question", held=REGISTRY),
     "in a TLS handshake": State("connection", [("registry.pause",)]),
     "in a registration": State("register", [("registry.play", "register", "hang", FOREVER)]),
-    "in its body": State("register", [("registry.play", "register", "drip_body", FOREVER)]),
     "backing off": State("Registration failed .attempt 2", [("registry.stop",)]),
     "registered": State("heartbeat loop", taken_back=True, number=signal.SIGINT),
     "in a heartbeat": State(

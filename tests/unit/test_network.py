@@ -225,28 +225,15 @@ def test_whatever_a_look_up_raises_is_a_failed_exchange(
 def test_a_network_that_is_gone_for_two_minutes_ends_it(
     monkeypatch: pytest.MonkeyPatch, before: list[str], after: list[str], ends: bool
 ) -> None:
-    seconds, devices = 0.0, before
+    now, devices = 0, before
     monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(["lo", *devices])))
-    network = agent.Network(lambda: seconds)
-
-    def check(*moments: float) -> None:
-        nonlocal seconds
-        for moment in moments:
-            seconds = moment
-            network.check()
-
-    check(100, 600)
-    devices = after
-    check(630, 749)
-    devices = before  # back before it was too late
-    check(750)
-    devices = after
-    check(1000, 1119)
-    if ends:
-        with pytest.raises(SystemExit, match="1"):
-            check(1120)
-    else:
-        check(1120, 9999)
+    network = agent.Network(lambda: now)
+    in_time = [(600, before), (630, after), (749, after), (750, before), (1000, after)]
+    for now, devices in (*in_time, (1119, after)):  # noqa: B007
+        network.check()
+    now = 1120
+    with pytest.raises(SystemExit, match="1") if ends else contextlib.nullcontext():
+        network.check()
 
 
 # ---- answers that look unusual
