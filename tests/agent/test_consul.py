@@ -13,7 +13,7 @@ from kit.consul import MASTER, ConsulAgent
 from kit.peers.consul import Consul
 from kit.peers.server import Peer
 from kit.peers.service import ToyService
-from kit.sidecar import Sampler, Sidecar, odd_lines, wait_until
+from kit.sidecar import FOREVER, Sampler, Sidecar, odd_lines, wait_until
 
 NO_LEADER = ('""', "No cluster leader")
 REMOVED = "Service not found \\(404\\): the registry has lost the record"
@@ -27,14 +27,17 @@ def test_losses_and_others_are_told_and_no_token(service: ToyService) -> None:
     """With a maintenance on the record, which outlives the sidecar."""
     with Consul(wording="old with ACLs", token="secret") as consul:
         settings = {"REGISTRY_URL": consul.consul_url, "REGISTRY_TOKEN": "secret"}
-        with Sidecar(None, service, HEARTBEAT_INTERVAL=0.5, **settings) as sidecar:
+        with Sidecar(None, service, **settings) as sidecar:
             sidecar.wait_for("Heartbeat accepted")
+            other = {"Service": "another", "Address": "127.0.0.1", "Port": 1}
+            consul.play("get", ["status", 200, other], times=FOREVER)
             consul.records.clear()
             sidecar.wait_for(REMOVED)
             sidecar.wait_registered(times=2)
             record = own_id(service)
-            consul.records[record]["Port"] = 1
-            sidecar.wait_for(f" WARNING The record {record} is another's .* 1")
+            sidecar.wait_for(
+                f" WARNING The record {record} is another's .another 127.0.0.1 1.: give"
+            )
             consul.others[record] = {f"_service_maintenance:{record}": "critical"}
             sidecar.assert_stops()
             assert sidecar.count("Service taken out of traffic") == 1

@@ -297,6 +297,15 @@ def test_what_comes_while_it_is_idle_costs_nothing(
         assert server.connections == (1 if end == "none" else 3)
 
 
+def test_one_that_ends_as_the_next_request_comes_costs_nothing(
+    peer: tuple[Peer, agent.Registry],
+) -> None:
+    server, registry = peer
+    server.play("*", "reset", after=1)
+    assert [registry.heartbeat(10).meaning for _ in range(3)] == [agent.ACCEPTED] * 3
+    assert (server.count(), server.connections) == (4, 2)
+
+
 @pytest.mark.parametrize("peer", ["tls"], indirect=True)
 def test_what_came_together_with_an_answer_is_none_either(
     peer: tuple[Peer, agent.Registry],

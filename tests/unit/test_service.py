@@ -159,7 +159,8 @@ def test_a_probe_closes_its_connection_where_the_service_does_not(
 def test_a_tcp_probe_closes_its_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert prober(SERVICE_PORT=port, SERVICE_HEALTH_CHECK="tcp").probe()
+        probes = prober(SERVICE_PORT=port, SERVICE_HEALTH_CHECK="tcp")
+        assert probes.probe()
         connection, _ = listener.accept()
         with connection:
             connection.settimeout(5)
