@@ -104,6 +104,8 @@ def test_a_refused_token_is_told(consul: Consul) -> None:
     for answer in (registry.look(5), registry.prove_token(5), registry.register({}, 5)):
         assert answer.meaning == agent.REFUSED
         assert "refuses the token (403: Permission denied)" in answer.advice
+    consul.play("heartbeat", ["status", 500, "ACL not found"])  # by its words alone
+    assert registry.heartbeat(5).meaning == agent.REFUSED
 
 
 @pytest.mark.parametrize(
