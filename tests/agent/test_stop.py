@@ -101,6 +101,7 @@ def test_it_stops(service: ToyService, tmp_path: Path, name: str) -> None:
                 sidecar.wait_registered()
                 do(state.after)
             wait_until(counts.get(state.until, lambda: sidecar.count(state.until)))
+            time.sleep(0.3)  # so that it waits for an answer, where it is to wait
             sidecar.assert_stops(state.number)
             assert registry.count("deregister") == state.taken_back
             assert sidecar.count("Service deregistered") == state.taken_back
