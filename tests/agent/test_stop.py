@@ -1,118 +1,141 @@
-"""SIGTERM and SIGINT: exit 0 within 3 s in every state, deregistered where the registry answers."""
+"""SIGTERM and SIGINT: exit 0 within 3 s in every state, deregistered where the registry answers.
+
+Then DRAIN_SECONDS: it lives on while callers notice that the record is gone.
+"""
 
 import contextlib
 import re
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import psutil
 import pytest
 
+from kit.certificates import certificate
 from kit.peers.registry import Registry
 from kit.peers.service import ToyService
 from kit.sidecar import FOREVER, NAME, STOP_PROMISE, Sidecar, wait_until
 from kit.stage import Stage
 
+SERVICE, REGISTRY = "service.test", "registry.test"  # the names on a stage
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_between_heartbeats(registry: Registry, service: ToyService, number: int) -> None:
-    with Sidecar(registry, service, HEARTBEAT_INTERVAL=30) as sidecar:
-        sidecar.wait_for("Starting heartbeat loop")
-        assert registry.record(NAME)
-        sidecar.assert_stops(number)
-        assert registry.record(NAME) is None
-        assert sidecar.count("Service deregistered") == 1
+# ---- in every state
 
 
-def test_while_waiting_for_the_service(registry: Registry) -> None:
-    with ToyService(healthy=False) as service, Sidecar(registry, service) as sidecar:
-        sidecar.wait_for("Waiting for the service")
-        sidecar.assert_stops()
-    assert registry.count() == 0  # nothing was registered, so there is nothing to take back
+class State(NamedTuple):
+    """How a state is reached, and what is left of it.
+
+    Args: what is awaited, one of `counts` below or a line of the log; what the peers do before the
+    start, and once it is registered, each a method and its arguments; whether a record is taken
+    back; the interval; the name whose look-up hangs; the signal.
+    """
+
+    until: str
+    before: Sequence[Sequence[object]] = ()
+    after: Sequence[Sequence[object]] = ()
+    taken_back: bool = False
+    interval: float = 30
+    held: str = ""
+    number: int = signal.SIGTERM
 
 
-def test_while_the_service_hangs(registry: Registry, service: ToyService) -> None:
-    service.pause()
-    with Sidecar(registry, service, HEARTBEAT_INTERVAL=30) as sidecar:
-        wait_until(lambda: service.connections, why="no probe")
-        sidecar.assert_stops()
+ILL = ("service.play", "health", "status_503", FOREVER)
+REFUSING = ("registry.play", "register", "status_503", FOREVER)
+STATES = {
+    "waiting": State("Waiting for the service", [ILL], number=signal.SIGINT),
+    "in a probe": State("probe", [("service.pause",)]),
+    "looking the service up": State("question", held=SERVICE),
+    "looking the registry up": State("question", held=REGISTRY),
+    "in a TLS handshake": State("connection", [("registry.pause",)]),
+    "in a registration": State("register", [("registry.play", "register", "hang", FOREVER)]),
+    "backing off": State("Registration failed .attempt 2", [("registry.stop",)]),
+    "registered": State("heartbeat loop", taken_back=True, number=signal.SIGINT),
+    "in a heartbeat": State(
+        "heartbeat",
+        [("registry.play", "heartbeat", "drip_body", FOREVER)],
+        taken_back=True,
+        interval=6,
+    ),
+    "registering again": State(  # what was once accepted is taken back, whatever came of it since
+        "failed .attempt 2", after=[REFUSING, ("registry.forget",)], taken_back=True, interval=0.5
+    ),
+    "service down": State(
+        "Service is DOWN", after=[("service.stop",)], taken_back=True, interval=2
+    ),
+    "registry gone": State("heartbeat loop", after=[("registry.stop",)]),
+}
 
 
-def test_while_backing_off(service: ToyService) -> None:
-    with Sidecar(Registry(), service) as sidecar:
-        sidecar.wait_for("Registration failed .attempt 3")
-        sidecar.assert_stops()
-        assert not sidecar.count("deregister|Deregistration")  # nothing was ever accepted
+@pytest.mark.parametrize("name", STATES)
+def test_it_stops(service: ToyService, tmp_path: Path, name: str) -> None:
+    """Where nothing is taken back, nobody drains."""
+    state = STATES[name]
+    tls = certificate(tmp_path, "127.0.0.1")[0] if "TLS" in name else None
+    with Registry(ttl=4.0, tls=tls) as registry:
+        peers = {"registry": registry, "service": service}
+
+        def do(deeds: Sequence[Sequence[object]]) -> None:
+            for deed, *arguments in deeds:
+                peer, _, method = str(deed).partition(".")
+                getattr(peers[peer], method)(*arguments)
+
+        sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=state.interval)
+        sidecar.settings["DRAIN_SECONDS"] = 0 if state.taken_back else 60
+        counts = {
+            "probe": lambda: service.connections,
+            "connection": lambda: registry.connections,
+            "register": lambda: registry.count("register"),
+            "heartbeat": lambda: registry.count("heartbeat"),
+        }
+        if state.held:
+            place = "SERVICE_HOST" if state.held == SERVICE else "REGISTRY_URL"
+            url = f"http://{REGISTRY}:{registry.port}"
+            sidecar.settings[place] = SERVICE if state.held == SERVICE else url
+            stage = Stage(sidecar, names={state.held: ["127.0.0.1"]}, held=[state.held])
+            counts["question"] = lambda: len(stage.questions(state.held))
+        do(state.before)
+        with sidecar:
+            if state.after:
+                sidecar.wait_registered()
+                do(state.after)
+            wait_until(counts.get(state.until, lambda: sidecar.count(state.until)))
+            time.sleep(0.3)  # so that it waits for an answer, where it is to wait
+            sidecar.assert_stops(state.number)
+            assert registry.count("deregister") == state.taken_back
+            assert sidecar.count("Service deregistered") == state.taken_back
+            assert not sidecar.count("Draining")
+            assert sidecar.count("Deregistration failed") == (name == "registry gone")
+            assert not state.taken_back or registry.record(NAME) is None
 
 
-def test_while_backing_off_from_a_registry_that_is_back(
+@pytest.mark.parametrize("delay", [0.08, 0.3])
+def test_a_signal_at_any_moment_of_the_start_never_gets_lost(
+    registry: Registry, service: ToyService, delay: float
+) -> None:
+    """Before Python has run its first line the signal kills it, as good outside a container."""
+    with Sidecar(registry, service) as sidecar:
+        time.sleep(delay)
+        code, seconds = sidecar.stop()
+        assert code in (0, -signal.SIGTERM)
+        assert seconds < STOP_PROMISE
+
+
+# ---- signals that mean nothing, and more signals than one
+
+
+def test_other_signals_mean_nothing_and_more_of_these_change_nothing(
     registry: Registry, service: ToyService
 ) -> None:
-    """What was once accepted is taken back, whatever became of the registrations since."""
-    with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5) as sidecar:
-        sidecar.wait_registered()
-        registry.play("register", "status_503", times=FOREVER)
-        registry.forget()
-        sidecar.wait_for("failed .attempt 2")
-        sidecar.assert_stops()
-    assert registry.count("deregister") == 1
-
-
-@pytest.mark.parametrize(
-    ("operation", "fault"),
-    [
-        ("register", "hang"),
-        ("register", "drip_body"),
-        ("heartbeat", "drip_headers"),
-        ("heartbeat", "endless_body"),
-        ("heartbeat", "drip_body"),
-    ],
-)
-def test_in_a_request_that_hangs(
-    registry: Registry, service: ToyService, operation: str, fault: str
-) -> None:
-    registry.play(operation, fault, times=FOREVER)
-    with Sidecar(
-        registry, service, HEARTBEAT_INTERVAL=30 if operation == "register" else 6
-    ) as sidecar:
-        wait_until(lambda: registry.count(operation), why="the request never came")
-        sidecar.assert_stops()
-    assert registry.record(NAME) is None
-
-
-@pytest.mark.parametrize("fault", ["hang", "drip_headers", "huge_body"])
-def test_with_a_registry_that_fails_at_deregistration(
-    registry: Registry, service: ToyService, fault: str
-) -> None:
-    registry.play("deregister", fault, times=FOREVER)
-    with Sidecar(registry, service) as sidecar:
-        sidecar.wait_registered()
-        sidecar.assert_stops()
-
-
-@pytest.mark.parametrize("how", ["stopped", "paused"])
-def test_with_the_registry_gone(registry: Registry, service: ToyService, how: str) -> None:
-    with Sidecar(registry, service) as sidecar:
-        sidecar.wait_registered()
-        registry.stop() if how == "stopped" else registry.pause()
-        sidecar.assert_stops()
-        assert sidecar.count("Deregistration failed")
-
-
-def test_while_the_service_is_down(registry: Registry, service: ToyService) -> None:
-    with Sidecar(registry, service) as sidecar:
-        sidecar.wait_registered()
-        service.stop()
-        sidecar.wait_for("Service is DOWN")
-        sidecar.assert_stops()
-    assert registry.record(NAME) is None
-
-
-def test_more_signals_change_nothing(registry: Registry, service: ToyService) -> None:
+    """What is ignored the kernel throws away, so that it cuts no wait short."""
     registry.play("deregister", "hang", times=FOREVER)
     with Sidecar(registry, service) as sidecar:
         sidecar.wait_registered()
+        status = Path(f"/proc/{sidecar.pid}/status").read_text()
+        ignored = int(re.findall(r"SigIgn:\s+([0-9a-f]+)", status)[0], 16)
+        for name in ("HUP", "ALRM", "USR1", "USR2", "CHLD", "PIPE"):
+            assert ignored >> (signal.Signals[f"SIG{name}"] - 1) & 1, name
         began = time.monotonic()
         for _ in range(20):
             with contextlib.suppress(ProcessLookupError):
@@ -123,89 +146,51 @@ def test_more_signals_change_nothing(registry: Registry, service: ToyService) ->
         assert time.monotonic() - began < STOP_PROMISE
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.08, 0.2, 0.4])
-def test_a_signal_at_any_moment_of_the_start_never_gets_lost(
-    registry: Registry, service: ToyService, delay: float
-) -> None:
-    """Before Python has run its first line the signal kills the process.
-
-    Which is as good outside a container.
-    """
-    with Sidecar(registry, service) as sidecar:
-        time.sleep(delay)
-        code, seconds = sidecar.stop()
-        assert code in (0, -signal.SIGTERM)
-        assert seconds < STOP_PROMISE
-
-
-def test_deregistration_can_be_switched_off(registry: Registry, service: ToyService) -> None:
-    with Sidecar(registry, service, DEREGISTER_ON_EXIT="false") as sidecar:
-        sidecar.wait_registered()
-        sidecar.assert_stops()
-    assert registry.count("deregister") == 0
-    assert registry.record(NAME)
-
-
-# ---- signals twice, and signals that mean nothing
-
-
-@pytest.mark.parametrize("distance", [0.0, 0.005, 0.05])
-def test_two_signals_where_nothing_is_to_be_deregistered(
-    registry: Registry, distance: float
-) -> None:
-    with ToyService(healthy=False) as service, Sidecar(registry, service) as sidecar:
-        sidecar.wait_for("Waiting for the service")
-        sidecar.process.terminate()
-        time.sleep(distance)
-        sidecar.assert_stops()
-
-
-@pytest.mark.parametrize("deregister", ["true", "false"])
+@pytest.mark.parametrize("deregister", [True, False])
 def test_a_second_signal_at_the_worst_moment(
-    registry: Registry, service: ToyService, deregister: str
+    registry: Registry, service: ToyService, deregister: bool
 ) -> None:
     """Just before the agent changes how it takes signals; and Python's own end takes its time."""
     sidecar = Sidecar(registry, service, DEREGISTER_ON_EXIT=deregister)
+    sidecar.settings["DRAIN_SECONDS"] = 0 if deregister else 60
     stage = Stage(sidecar, again=False)
     with sidecar:
         sidecar.wait_registered()
         stage.set(again=True)
         sidecar.assert_stops()
-        assert (registry.record(NAME) is None) == (deregister == "true")
+        assert registry.count("deregister") == deregister
+        assert (registry.record(NAME) is None) == deregister
 
 
-def test_signals_that_mean_nothing_are_ignored(registry: Registry, service: ToyService) -> None:
-    """So the kernel throws them away, and they cut no wait short."""
-    with Sidecar(registry, service) as sidecar:
-        sidecar.wait_registered()
-        status = Path(f"/proc/{sidecar.pid}/status").read_text()
-        ignored = int(re.findall(r"SigIgn:\s+([0-9a-f]+)", status)[0], 16)
-        for name in ("HUP", "ALRM", "USR1", "USR2", "CHLD", "PIPE"):
-            assert ignored >> (signal.Signals[f"SIG{name}"] - 1) & 1, name
-        sidecar.assert_stops()
+# ---- the drain
 
 
-# ---- a name look-up that hangs
-
-
-@pytest.mark.parametrize("peer", ["registry", "service"])
-def test_a_name_look_up_that_hangs_is_bounded_and_ends_at_a_signal(
-    registry: Registry, service: ToyService, peer: str
+def test_it_lives_on_after_the_deregistration_and_says_so(
+    registry: Registry, service: ToyService
 ) -> None:
-    name = f"{peer}.test"
-    sidecar = Sidecar(registry, service, REGISTRY_TIMEOUT=0.5, SERVICE_HEALTH_TIMEOUT=0.5)
-    if peer == "registry":
-        sidecar.settings["REGISTRY_URL"] = f"http://{name}:{registry.port}"
-    else:
-        sidecar.settings["SERVICE_HOST"] = name
-    Stage(sidecar, names={name: ["127.0.0.1"]}, held=[name])
-    with sidecar:
-        if peer == "registry":
-            sidecar.wait_for("Registration failed .attempt 2.*no answer within 0.5 s")
-        else:
-            sidecar.wait_for("Waiting for the service .*no answer within 0.5 s")
-        assert (
-            psutil.Process(sidecar.pid).num_threads() == 2
-        )  # one look-up, joined by the second try
-        assert sidecar.health()[0] == 0
-        sidecar.assert_stops()
+    with Sidecar(registry, service, DRAIN_SECONDS=2) as sidecar:
+        sidecar.wait_registered()
+        sidecar.process.terminate()
+        sidecar.wait_for("Draining for 2 s; another signal ends it")
+        assert registry.record(NAME) is None
+        assert sidecar.count("Service deregistered") == 1
+        sidecar.wait_health("^deregistered, draining for [0-2] s")
+        assert sidecar.health("--ready")[0] == 1
+        beats = registry.count("heartbeat"), registry.count("register")
+        assert sidecar.wait() == 0
+        assert 1.9 < time.monotonic() - sidecar.times[-1] < 2 + STOP_PROMISE
+        assert (registry.count("heartbeat"), registry.count("register")) == beats
+
+
+@pytest.mark.parametrize("moment", ["Draining for 60 s", "Stopping"])
+def test_another_signal_ends_the_drain_but_not_the_deregistration(
+    registry: Registry, service: ToyService, moment: str
+) -> None:
+    registry.play("deregister", ["slow", 0.7])
+    with Sidecar(registry, service, DRAIN_SECONDS=60) as sidecar:
+        sidecar.wait_registered()
+        sidecar.process.terminate()
+        sidecar.wait_for(moment)
+        sidecar.assert_stops(signal.SIGINT)
+        assert sidecar.count("Service deregistered") == 1
+    assert registry.record(NAME) is None

@@ -17,9 +17,8 @@ import requests
 from kit.peers.server import Peer
 from kit.sidecar import NAME, wait_until
 
-MASTER = (
-    "6f1c3b1e-0000-4000-8000-5a5a5a5a5a5a"  # the token that may do anything, where there are ACLs
-)
+# The token that may do anything, where there are ACLs.
+MASTER = "6f1c3b1e-0000-4000-8000-5a5a5a5a5a5a"
 
 
 def find_consul() -> str:
@@ -63,11 +62,8 @@ class ConsulAgent:
         }
         if acl:
             tokens = {"master": MASTER, "agent": MASTER}
-            self.configuration["acl"] = {
-                "enabled": True,
-                "default_policy": "deny",
-                "tokens": tokens,
-            }
+            acls = {"enabled": True, "default_policy": "deny", "tokens": tokens}
+            self.configuration["acl"] = acls
 
     @property
     def url(self) -> str:
@@ -83,9 +79,8 @@ class ConsulAgent:
         file.write_text(json.dumps(self.configuration))
         with self.directory.with_suffix(".log").open("ab") as log:
             command = [self.program, "agent", f"-config-file={file}"]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            null = subprocess.DEVNULL
+            self.process = subprocess.Popen(command, stdin=null, stdout=log, stderr=log)
         return self
 
     def kill(self) -> None:
@@ -120,26 +115,19 @@ class ConsulAgent:
         wait_until(lambda: (self.get(path) or [{}])[0].get("Status") == "passing", 60, every=0.1)
         return self
 
-    def passing(self, name: str = NAME) -> list[dict[str, Any]]:
+    def passing(self) -> list[dict[str, Any]]:
         """Return the records that those who look for the service get, sorted by ID."""
-        found = self.get(f"/v1/health/service/{name}?passing") or []
+        found = self.get(f"/v1/health/service/{NAME}?passing") or []
         return sorted((each["Service"] for each in found), key=lambda service: str(service["ID"]))
 
-    def known(self, name: str = NAME) -> list[str]:
-        """Return the status of every record of the name, passing or not."""
-        found = self.get(f"/v1/health/service/{name}") or []
-        return [
-            c["Status"]
-            for each in found
-            for c in each["Checks"]
-            if c["CheckID"].startswith("service:")
-        ]
+    def statuses(self) -> dict[str, str]:
+        """Return the statuses of all checks on the agent's records, by their IDs."""
+        checks = (self.get("/v1/agent/checks") or {}).values()
+        return {check["CheckID"]: check["Status"] for check in checks}
 
-    def wait_passing(self, number: int = 1, timeout: float = 30.0) -> list[dict[str, Any]]:
+    def wait_passing(self, number: int = 1) -> list[dict[str, Any]]:
         """Wait until so many records pass, none included; return them."""
-        wait_until(
-            lambda: len(self.passing()) == number, timeout, f"{number} records passing", every=0.05
-        )
+        wait_until(lambda: len(self.passing()) == number, 30, f"{number} passing", every=0.05)
         return self.passing()
 
     def forget(self, record: str) -> None:
