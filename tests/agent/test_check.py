@@ -35,7 +35,9 @@ class Place:
 
     def look(self, code: int, **others: object) -> list[str]:
         """Look as --check does, with other settings; return the lines. Here is its exit code."""
-        self.forget()
+        self.log.clear()
+        for peer in (self.service, self.registry):
+            peer.requests.clear()
         variables = self.settings | {name: str(value) for name, value in others.items()}
         settings = agent.read_settings(variables)
         check = agent.Check(settings, agent.Signals())
@@ -47,12 +49,6 @@ class Place:
         """Return what a look finds that is not fine, without those words."""
         found = [line.split(": not fine: ") for line in self.look(1, **others)]
         return [f"{line[0]}: {line[1]}" for line in found if len(line) > 1]
-
-    def forget(self) -> None:
-        """Begin anew."""
-        self.log.clear()
-        self.registry.requests.clear()
-        self.service.requests.clear()
 
     def assert_unchanged(self) -> None:
         """Check that it has asked each once, and left everything as it was."""
