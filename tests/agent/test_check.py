@@ -153,7 +153,8 @@ ELSEWHERE: dict[str, object] = {"SERVICE_HEALTH_ENDPOINT": "http://ann:s3cret@12
 ELSE = r"http probe of http://\*{3}@127.0.0.1:9/up\?\*{3}"
 FINDINGS: list[tuple[str, object, dict[str, object], str]] = [
     ("service", STOPPED, {}, f"{PROBE}: connection refused; {NOBODY} SERVICE_PORT"),
-    ("service", STOPPED, {"SERVICE_HEALTH_CHECK": "tcp"}, "tcp probe of SERVICE: .* SERVICE_PORT"),
+    ("service", STOPPED, {"SERVICE_HEALTH_CHECK": "tcp", **ELSEWHERE},
+     f"tcp probe of SERVICE: connection refused; {NOBODY} SERVICE_PORT"),
     ("service", STOPPED, ELSEWHERE, f"{ELSE}: .*; {NOBODY} .*_ENDPOINT"),
     ("service", ["status", 404], {}, f"{PROBE}: 404: .*; {ENDPOINT}"),
     ("service", "status_301", {}, f"{PROBE}: 301, a redirect to .*; {ENDPOINT}"),
