@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +95,14 @@ def test_the_file_is_replaced_in_one_step_and_a_link_in_the_draft_s_place_not_fo
 
 def test_a_file_that_cannot_be_written_is_told_and_the_old_one_stays(path: Path) -> None:
     healthcheck.write(str(path), NOW, "down", NOW, NOW, 0, "old")
+    limit, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, highest))  # bytes: room for half a line
+    try:
+        with pytest.raises(OSError, match="no space left"):
+            healthcheck.write(str(path), NOW, "down", NOW, NOW, 0, "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, highest))
+    path.with_name("heartbeat.new").unlink()
     path.with_name("heartbeat.new").mkdir()
     with pytest.raises(OSError, match="directory"):
         healthcheck.write(str(path), NOW, "down", NOW, NOW, 0, "new")
