@@ -50,19 +50,12 @@ def test_metadata_of_any_health_body_is_what_the_registry_takes(body: bytes) -> 
         (b'{"version": "cut off', {}),
         (b'{"version": "1"}' + b" " * 65536, {}),  # more than is read of a body
         (b'{"version": %s}' % (b"9" * 5000), {}),  # more digits than Python turns into a number
-        (b'{"version": %s1%s}' % (b"[" * 30000, b"]" * 30000), {}),
+        (b'{"version": %s1%s}' % (b"[" * 30000, b"]" * 30000), {}),  # deeper than Python goes
+        (b'{"a":' * 10000 + b"1" + b"}" * 10000, {}),
     ],
 )  # fmt: skip
 def test_metadata_of_a_health_body(body: bytes, metadata: dict[str, str]) -> None:
     assert told_by(body) == metadata
-
-
-@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
-def test_metadata_nested_to_any_depth(opening: bytes) -> None:
-    for depth in range(1, 1500):  # somewhere in here lies the limit of recursion
-        closing = b"]" if opening == b"[" else b"}"
-        metadata = told_by(b'{"version": %s1%s}' % (opening * depth, closing * depth))
-        assert all(len(value) <= 256 for value in metadata.values())
 
 
 # ---- what the registry's answers mean

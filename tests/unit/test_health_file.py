@@ -1,12 +1,12 @@
 """The heartbeat file: written, read and judged, whatever is in it or in its place."""
 
+import itertools
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 import agent
 import healthcheck
+from kit.clock import Clock
 from kit.sidecar import HEALTHCHECK
+from kit.simulated import simulated_agent
 
 DAMAGED = "unhealthy: the heartbeat file is damaged"
 OTHER_BOOT = f"{DAMAGED} or from another boot"
-DOWN = "it said: service down for 0 s: words"
+LATE = "unhealthy: the agent is"
 NOW = 1000.0  # seconds of the monotonic clock
 DAY = 86400.0
 
@@ -56,15 +58,6 @@ def check(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     return code, said.out[:-1]
 
 
-def run_script(path: Path, *arguments: str) -> tuple[int, str]:
-    """Run the health check as Docker does; return its exit code and all that it printed."""
-    command = [sys.executable, "-I", "-S", str(HEALTHCHECK), *arguments]
-    done = subprocess.run(
-        command, env={"HEARTBEAT_FILE": str(path)}, capture_output=True, text=True, timeout=60
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
 # ---- what the agent writes
 
 
@@ -84,16 +77,32 @@ def test_what_is_written_is_shown_on_one_line(
     assert [entry.name for entry in path.parent.iterdir()] == ["heartbeat"]  # the draft is gone
 
 
-def test_the_script_judges_what_the_module_wrote(path: Path) -> None:
-    now = time.monotonic()
-    healthcheck.write(str(path), now + 600, "failing", now + 600, now, 2, "größer")
-    code, line = run_script(path, "--ready")
-    assert code == 0
-    assert re.fullmatch(r"registry failing for \d+ s \(attempt 2\): größer\n", line), line
+def test_the_file_is_replaced_in_one_step_and_a_link_in_the_draft_s_place_not_followed(
+    path: Path,
+) -> None:
+    """On a shared directory somebody else may have put the link there."""
+    victim = path.with_name("victim")
+    victim.write_text("not yours")
+    path.with_name("heartbeat.new").symlink_to(victim)
+    healthcheck.write(str(path), NOW, "down", NOW, NOW, 0, "old")
+    with path.open("rb") as before:
+        healthcheck.write(str(path), NOW, "down", NOW, NOW, 0, "new")
+        assert before.read().endswith(b" 0 old\n")
+    assert healthcheck.read(str(path)).endswith(b" 0 new\n")
+    assert not path.is_symlink()
+    assert victim.read_text() == "not yours"
 
 
 def test_a_file_that_cannot_be_written_is_told_and_the_old_one_stays(path: Path) -> None:
     healthcheck.write(str(path), NOW, "down", NOW, NOW, 0, "old")
+    limit, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, highest))  # bytes: room for half a line
+    try:
+        with pytest.raises(OSError, match="no space left"):
+            healthcheck.write(str(path), NOW, "down", NOW, NOW, 0, "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, highest))
+    path.with_name("heartbeat.new").unlink()
     path.with_name("heartbeat.new").mkdir()
     with pytest.raises(OSError, match="directory"):
         healthcheck.write(str(path), NOW, "down", NOW, NOW, 0, "new")
@@ -101,84 +110,54 @@ def test_a_file_that_cannot_be_written_is_told_and_the_old_one_stays(path: Path)
 
 
 def test_the_agents_longest_promise_is_believed() -> None:
-    longest = (
-        2 * agent.LONGEST_DURATION + agent.GRACE
-    )  # an interval, and half of one for each deadline
-    assert longest < healthcheck.FARTHEST_PROMISE
+    # An interval, and half of one for each deadline.
+    assert 2 * agent.LONGEST_DURATION + agent.GRACE < healthcheck.FARTHEST_PROMISE
 
 
 # ---- how it is judged
 
+READY, HEALTHY, SICK = (True, True), (True, False), (False, False)
+LINES: list[tuple[bytes, tuple[bool, bool], str]] = [
+    (b"1005 registered 1005 1000 0 ", READY, "registered, last heartbeat 0 s ago"),
+    (b"1000 registered 1000 990 0 ", READY, "registered, last heartbeat 10 s ago"),  # just so
+    (b"1005 registered inf 1000 0 ", READY, "registered, last heartbeat 0 s ago"),
+    (b"1005 registered 999 1000 0 ", HEALTHY, "registered, last heartbeat 0 s ago"),
+    (b"1005 registered nan 1000 0 ", HEALTHY, "registered, last heartbeat 0 s ago"),
+    (b"1005 failing 1005 1000 2 words", READY, "registry failing for 0 s (attempt 2): words"),
+    (b"1005 failing 999 1000 2 words", HEALTHY, "registry failing for 0 s (attempt 2): words"),
+    (b"1005 registering 0 1000 0 ", HEALTHY, "registering for 0 s"),
+    (b"1005 down 0 988.4 0 words", HEALTHY, "service down for 12 s: words"),
+    (b"1005 waiting -inf nan 0 words", HEALTHY, "waiting for the service for a long time: words"),
+    (b"1005 stopping 0 -inf 0 ", HEALTHY, "stopping for a long time"),
+    (b"1005 draining 0 1e300 0 ", HEALTHY, "deregistered, draining for a long time"),
+    (b"999 registering 1005 1000 0 ", SICK, f"{LATE} 1 s late; it said: registering for 0 s"),
+    (b"0 stopping 1001 1000 0 ", SICK, f"{LATE} 1000 s late; it said: stopping for 0 s"),
+    (b"-inf stopping 1001 1000 0 ", SICK, f"{LATE} inf s late; it said: stopping for 0 s"),
+    (b"", SICK, DAMAGED),
+    (b"\n", SICK, DAMAGED),
+    (b"1001 registered 1001 1000 0", SICK, DAMAGED),  # not even an empty reason: half a line
+    (b"1001 registered 1001", SICK, DAMAGED),
+    (b"1001 registered 1001 soon 0 words", SICK, DAMAGED),
+    (b"1001 registered 1001 1000 once words", SICK, DAMAGED),
+    (b"1001 resting 1001 1000 0 words", SICK, DAMAGED),
+    (b"1001  registered 1001 1000 0 words", SICK, DAMAGED),
+    (b"\xff\xfe\x00", SICK, DAMAGED),
+    (b"nan registered 1001 1000 0 ", SICK, OTHER_BOOT),
+    (b"inf registered 1001 1000 0 ", SICK, OTHER_BOOT),
+    (b"1e308 registered 1001 1000 0 ", SICK, OTHER_BOOT),
+    (b"%.0f registered 0 0 0 " % (NOW + 4 * DAY), SICK, OTHER_BOOT),
+]
 
-@pytest.mark.parametrize(
-    ("state", "promise", "ready_until", "well", "ready"),
-    [
-        ("registered", 5, 5, True, True),
-        ("registered", 0, 0, True, True),  # to the very moment
-        ("registered", 5, -1, True, False),
-        ("registered", -1, 5, False, False),
-        ("failing", 5, 5, True, True),  # the record lives
-        ("failing", 5, -1, True, False),
-        ("registering", 5, "0", True, False),
-        ("down", 5, "0", True, False),
-        ("waiting", 5, "-inf", True, False),
-        ("registered", 5, "nan", True, False),
-        ("registered", 5, "inf", True, True),
-        ("stopping", -1, -1, False, False),
-    ],
-)
+
+@pytest.mark.parametrize(("line", "verdicts", "shown"), LINES)
 def test_healthy_while_the_promise_holds_and_ready_while_the_record_lives(
-    state: str, promise: float, ready_until: float | str, well: bool, ready: bool
+    line: bytes, verdicts: tuple[bool, bool], shown: str
 ) -> None:
-    until = ready_until if isinstance(ready_until, str) else NOW + ready_until
-    line = f"{NOW + promise} {state} {until} {NOW} 2 words\n".encode()
-    sentence = healthcheck.SENTENCES[state].format(age="0 s", attempt=2, reason="words")
-    prefix = "" if well else "unhealthy: the agent is 1 s late; it said: "
-    assert healthcheck.judge(line, NOW) == (well, prefix + sentence)
-    prefix = "not ready: " if well and not ready else prefix
-    assert healthcheck.judge(line, NOW, ready=True) == (ready, prefix + sentence)
-
-
-@pytest.mark.parametrize(
-    ("line", "shown"),
-    [
-        (b"", DAMAGED),
-        (b"\n", DAMAGED),
-        (b"1001 registered 1001 1000 0", DAMAGED),  # no reason, not even an empty one: half a line
-        (b"1001 registered 1001", DAMAGED),
-        (b"1001 registered 1001 soon 0 words", DAMAGED),
-        (b"1001 registered 1001 1000 once words", DAMAGED),
-        (b"1001 resting 1001 1000 0 words", DAMAGED),
-        (b"1001  registered 1001 1000 0 words", DAMAGED),
-        (b"\xff\xfe\x00", DAMAGED),
-        (b"nan registered 1001 1000 0 ", OTHER_BOOT),
-        (b"inf registered 1001 1000 0 ", OTHER_BOOT),
-        (b"1e308 registered 1001 1000 0 ", OTHER_BOOT),
-        (b"%.0f registered 0 0 0 " % (NOW + 4 * DAY), OTHER_BOOT),
-        (b"-inf down 1001 1000 0 words", f"unhealthy: the agent is inf s late; {DOWN}"),
-        (b"0 down 1001 1000 0 words", f"unhealthy: the agent is 1000 s late; {DOWN}"),
-    ],
-)
-def test_lines_that_are_not_healthy(line: bytes, shown: str) -> None:
-    assert (
-        healthcheck.judge(line, NOW) == healthcheck.judge(line, NOW, ready=True) == (False, shown)
-    )
-
-
-@pytest.mark.parametrize(
-    ("since", "shown"),
-    [
-        ("1000", "0 s"),
-        ("988.4", "12 s"),
-        ("nan", "a long time"),
-        ("-inf", "a long time"),
-        ("1e300", "a long time"),
-    ],
-)
-def test_the_age_in_the_sentence(since: str, shown: str) -> None:
-    line = f"1001 unreachable 0 {since} 9 connection refused\n".encode()
-    said = f"registry unreachable for {shown} (attempt 9): connection refused"
-    assert healthcheck.judge(line, NOW) == (True, said)
+    prefix = "not ready: " if verdicts == HEALTHY else ""
+    for ending in (b"", b"\n"):
+        assert healthcheck.judge(line + ending, NOW) == (verdicts[0], shown)
+        judged = healthcheck.judge(line + ending, NOW, ready=True)
+        assert judged == (verdicts[1], prefix + shown)
 
 
 # ---- anything in its place
@@ -196,28 +175,20 @@ def test_any_bytes_give_0_or_1_and_one_printable_line(
     assert code == 0 or line.startswith(("unhealthy: ", "not ready: "))
 
 
-@contextmanager
-def not_root() -> Iterator[None]:
-    """Be nobody for a while, since root may read everything."""
-    me = os.geteuid()
-    if me == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(me)
-
-
 def test_a_file_without_permission(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path.touch(0)
-    with not_root():
+    me = os.geteuid()
+    os.seteuid(me or 65534)  # root may read everything
+    try:
         code, line = check(capfd)
+    finally:
+        os.seteuid(me)
     assert (code, line) == (1, f"unhealthy: no heartbeat file {str(path)!r}: Permission denied")
 
 
 def write(promise: float) -> Callable[[Path], None]:
     """Return what writes a sound line whose promise ends so many seconds from now."""
-    return lambda path: healthcheck.write(str(path), time.monotonic() + promise, "starting", 0, 0)
+    return lambda path: healthcheck.write(str(path), healthcheck.clock() + promise, "failing", 0, 0)
 
 
 def hole_of_a_gigabyte(path: Path) -> None:
@@ -236,63 +207,156 @@ def hole_of_a_gigabyte(path: Path) -> None:
         (hole_of_a_gigabyte, "the heartbeat file is damaged"),
         (lambda path: path.write_bytes(b"\xff\n\x00 \x1b[2J \n"), "the heartbeat file is damaged"),
         (write(4 * DAY), "the heartbeat file is damaged or from another boot"),
-        (write(-60), r"the agent is \d+ s late; it said: starting for \d+ s"),
-    ],
-    ids=[
-        "missing",
-        "directory",
-        "loop",
-        "pipe",
-        "empty",
-        "huge",
-        "garbage",
-        "another boot",
-        "late",
+        (write(-60), r"the agent is \d+ s late; it said: registry failing for \d+ s.*"),
     ],
 )
-def test_the_script_finds_something_else_in_place_of_the_file(
-    path: Path, make: Callable[[Path], object], shown: str
+def test_something_else_in_place_of_the_file(
+    path: Path, capfd: pytest.CaptureFixture[str], make: Callable[[Path], object], shown: str
 ) -> None:
     make(path)
-    code, line = run_script(path)
-    assert code == 1
-    assert re.fullmatch(f"unhealthy: {shown}\n", line), line
-
-
-@pytest.mark.parametrize("value", ["", " "], ids=["empty", "blank"])
-def test_an_empty_heartbeat_file_variable_means_the_default(
-    path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
-    settings = agent.read_settings(
-        {"SERVICE_NAME": "abc", "SERVICE_HOST": "h", "HEARTBEAT_FILE": value}
-    )
-    assert settings.heartbeat_file == healthcheck.DEFAULT_PATH
-    monkeypatch.setattr(healthcheck, "DEFAULT_PATH", str(path))
-    monkeypatch.setenv("HEARTBEAT_FILE", value)
-    write(60)(path)
     code, line = check(capfd)
-    assert (code, line[:13]) == (0, "starting for ")
+    assert code == 1
+    assert re.fullmatch(f"unhealthy: {shown}", line), line
 
 
-# ---- what it costs
+def test_blanks_around_the_path_do_not_count_and_an_empty_one_means_the_default(
+    path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert agent.SETTINGS["HEARTBEAT_FILE"].default == healthcheck.DEFAULT_PATH
+    write(60)(path)
+    for value, default in (("", path), (" ", path), (f" {path} ", "/nowhere")):
+        monkeypatch.setenv("HEARTBEAT_FILE", value)
+        monkeypatch.setattr(healthcheck, "DEFAULT_PATH", str(default))
+        assert check(capfd)[0] == 0
 
 
-def loaded_modules(path: Path, *arguments: str) -> set[str]:
-    """Return the modules that an isolated Python imports when run with these arguments."""
-    command = [sys.executable, "-I", "-S", "-X", "importtime", *arguments]
-    done = subprocess.run(
-        command, env={"HEARTBEAT_FILE": str(path)}, capture_output=True, text=True, timeout=60
-    )
-    return {
-        line.rpartition("|")[2].strip()
-        for line in done.stderr.splitlines()
-        if line.startswith("import time:")
-    }
+# ---- as Docker runs it
+
+
+def run_python(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an isolated Python."""
+    command = [sys.executable, "-I", "-S", *arguments]
+    env = {"HEARTBEAT_FILE": str(path)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_the_script_prints_one_line_and_has_the_exit_code(path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        done = run_python(path, str(HEALTHCHECK), *arguments)
+        return done.returncode, re.sub("[0-9]+ s", "N s", done.stdout), done.stderr
+
+    missing = f"unhealthy: no heartbeat file {str(path)!r}: No such file or directory\n"
+    assert run() == (1, missing, "")
+    path.write_bytes(b"\xff\n\x00 \x1b[2J \n")
+    assert run("--ready") == (1, f"{DAMAGED}\n", "")
+    now = healthcheck.clock()
+    healthcheck.write(str(path), now + 600, "failing", now + 600, now, 2, "größer")
+    assert run("--ready") == (0, "registry failing for N s (attempt 2): größer\n", "")
+    healthcheck.write(str(path), now + 600, "failing", now, now, 2, "größer")
+    assert run("--ready") == (1, "not ready: registry failing for N s (attempt 2): größer\n", "")
+    assert run()[0] == 0
 
 
 def test_it_imports_nothing_beyond_os_sys_and_time(path: Path) -> None:
+    def loaded_by(*arguments: str) -> set[str]:
+        lines = run_python(path, "-X", "importtime", *arguments).stderr.splitlines()
+        return {line.rpartition("|")[2].strip() for line in lines if "import time:" in line}
+
     write(60)(path)
-    for arguments in ((), ("--ready",)):
-        modules = loaded_modules(path, str(HEALTHCHECK), *arguments)
-        assert "posix" in modules
-        assert modules <= loaded_modules(path, "-c", "import os, sys, time")
+    modules = loaded_by(str(HEALTHCHECK), "--ready")
+    assert "posix" in modules
+    assert modules <= loaded_by("-c", "import os, sys, time")
+
+
+# ---- what the agent says, in simulated time
+
+REFUSED = agent.Answer(failure=ConnectionRefusedError(111, "Connection refused"))
+BUSY = agent.Answer(503, body=b'{"detail": "come back later"}')
+FINE = agent.Answer(200, body=b'["osint"]')
+STORY = [  # seconds, how the service is meanwhile, what the registry does; then comes a signal
+    (20, REFUSED, FINE), (20, FINE, REFUSED), (20, FINE, BUSY), (60, FINE, FINE), (80, FINE, BUSY),
+    (60, FINE, FINE), (80, REFUSED, FINE), (60, FINE, FINE),
+]  # fmt: skip
+ENDS = [*itertools.accumulate(row[0] for row in STORY)]
+SHOWN = [
+    "not ready: waiting for the service: no answer yet",
+    "not ready: waiting for the service: connection refused",
+    "not ready: registering",
+    "not ready: registry unreachable: connection refused",
+    "not ready: registry failing: 503: come back later",
+    "registered",
+    "registry failing: 503: come back later",
+    "not ready: registry failing: 503: come back later",
+    "not ready: registering",
+    "not ready: registry failing: 503: come back later",
+    "registered",
+    "not ready: registered",  # for two intervals the probes have failed
+    "not ready: service down: connection refused",
+    "not ready: registering",
+    "registered",
+    "not ready: stopping",
+    "not ready: deregistered, draining",
+]
+
+
+class Watch(Clock):
+    """A clock that looks at the file all the time: it is healthy, and ready if it may be."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(lambda: NOW)
+        self.path, self.accepted_at = str(path), 0.0
+        self.shown: list[str] = []
+
+    def sleep(self, seconds: float, /) -> None:
+        end = self() + seconds
+        self.look()
+        while (left := end - self()) > 0:
+            super().sleep(min(left, 1.0))
+            self.look()
+
+    def look(self) -> None:
+        line, now = healthcheck.read(self.path), self()
+        well, sentence = healthcheck.judge(line, now)
+        assert well, sentence
+        ready, shown = healthcheck.judge(line, now, ready=True)
+        if sentence.startswith(("registered", "registry")):
+            assert ready == (now <= self.accepted_at + 60.0), (now, shown)
+        self.shown.append(re.sub(r", last heartbeat .*| for \d+ s( \(attempt \d+\))?", "", shown))
+
+
+def test_what_is_shown_all_through_a_life(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Watch(path)
+
+    def meanwhile() -> tuple[agent.Answer, agent.Answer]:
+        for end, (_, *answers) in zip(ENDS, STORY, strict=True):
+            if clock() - NOW < end:
+                return answers[0], answers[1]
+        raise agent.Stop
+
+    def service(*_request: object) -> agent.Answer:
+        clock.sleep(0.5)
+        return meanwhile()[0]
+
+    def registry(_method: str, path: str, _timeout: float) -> agent.Answer:
+        began = clock()
+        clock.sleep(1.0)
+        if path.startswith("/deregister"):
+            return FINE
+        answer = meanwhile()[1]
+        if answer.ok and path != "/services":
+            clock.accepted_at = began
+        return answer
+
+    settings = {"DRAIN_SECONDS": "5", "SERVICE_HEALTH_RETRIES": "20"}
+    subject = simulated_agent(
+        agent.read_settings({"SERVICE_NAME": "osint", "SERVICE_HOST": "localhost"} | settings),
+        clock,
+        lambda low, high: (low + high) / 2,
+        registry,
+        service,
+        agent.SignOfLife(str(path), clock),
+    )
+    for name in ("mask", "unmask"):  # the signals of this process are its own
+        monkeypatch.setattr(subject.signals, name, lambda: None)
+    assert subject.run() == 0
+    assert [shown for shown, _ in itertools.groupby(clock.shown)] == SHOWN
