@@ -1,51 +1,57 @@
-"""The soak's world.
+"""The soak's world: the registry, the agents with their services, who plays, and who watches.
 
-The registry, the services, the agents, the faults they meet, and the eyes that watch.
+Each agent's faults are played by a thread of its own, those that all meet by another; one more
+looks at everything, every few milliseconds.
 """
+
+from __future__ import annotations
 
 import collections
 import contextlib
-import heapq
 import itertools
-import math
-import re
+import random
 import runpy
 import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import psutil
 
+from kit.certificates import certificate
 from kit.peers.balancer import Balancer
-from kit.peers.dead import dead_port
-from kit.peers.registry import Registry
-from kit.peers.server import Exchange, Request
-from kit.sidecar import AGENT, STOP_PROMISE, odd_lines
-from soak.catalogue import retry_after
-from soak.invariants import FLOOD, LATE, Sample, Times, about_registry, dropped, flooded, resources
-from soak.plays import Plays
-from soak.schedule import KINDS, QUIET, Episode, Round
-from soak.unit import ANY_OPERATION, DEAD, Aim, Unit, write
+from kit.peers.registry import DIALECTS, Registry
+from kit.peers.server import Answer, Request
+from kit.peers.service import ToyService
+from kit.sidecar import STOP_PROMISE, Sidecar, odd_lines
+from kit.stage import Stage
+from soak import watch
+from soak.plays import Episode, Kind, deck, draw
+from soak.watch import LATE, Sample, Times, Watch
 
 LOOK_EVERY = 0.02  # seconds
 CHECK_EVERY = 10  # looks, for health and lateness
 MEASURE_EVERY = 100  # looks, for memory and descriptors
 WAKING = 6.0  # seconds from a start or a thaw in which the heartbeat file may be old
 SECRET = "soak-secret"
+LONG = 900  # characters of a bearer token
 TAIL = 25  # lines of a log in a report
-FAULTY = re.compile("WARNING (Heartbeat|Registration) failed|WARNING Health probe")
+HOSTS = ("service", "registry")
+STRETCH = 8  # intervals that a round takes about in which each agent has faults of its own
+MIXED = 0.4  # how often an agent has a fault of its own during an outage
+
+
+class EndedError(Exception):
+    """The soak is over."""
 
 
 class Violation(NamedTuple):
-    """Something that did not hold.
-
-    Seconds since the start, whom it concerns, what was going on, the log's end.
-    """
+    """What did not hold: seconds since the start, whose, what was going on, the log's end."""
 
     at: float
     agent: str
@@ -54,11 +60,293 @@ class Violation(NamedTuple):
     tail: list[str]
 
 
+class GuardedService(ToyService):
+    """A service that tells its health to those alone who show this bearer token."""
+
+    bearer = ""
+
+    def answer(self, request: Request) -> Answer:
+        if request.headers["Authorization"] != f"Bearer {self.bearer}":
+            return Answer(401, {"detail": "Unauthorized"})
+        return super().answer(request)
+
+
+# By peer: the files of a certificate and of its key, and its authority's certificate.
+Certificates = dict[str, tuple[tuple[str, str], str]]
+
+
+class Unit:
+    """One agent with its service, its own way to the registry, and what is known of them."""
+
+    def __init__(self, number: int, world: World) -> None:
+        self.number, self.name, self.world = number, f"soak_{number}", world
+        self.wait = world.wait
+        self.tls = number % 3 == 1
+        self.times = world.times
+        self.watch = Watch(self.times, self.complain)
+        self.home = Path(world.directory.name) / self.name
+        self.home.mkdir()
+        shown = self.make_certificates() if self.tls else {}
+        tls = {peer: files for peer, (files, _) in shown.items()}
+        self.trust(shown)
+        self.service = GuardedService(version=self.watch.version, tls=tls.get("service"))
+        self.front = Balancer([world.registry], tls=tls.get("registry"))
+        self.new_bearer()
+        scheme = "https" if self.tls else "http"
+        self.sidecar = Sidecar(
+            SERVICE_NAME=self.name,
+            SERVICE_HOST="service",
+            SERVICE_PORT=self.service.port,
+            SERVICE_SCHEME=scheme,
+            REGISTRY_URL=f"{scheme}://registry:{self.front.port}",
+            HEARTBEAT_INTERVAL=self.times.interval,
+            SERVICE_HEALTH_TIMEOUT=watch.HEALTH_TIMEOUT,
+            SERVICE_HEALTH_RETRIES=watch.RETRIES,
+            SERVICE_HEALTH_HEADERS_FILE=self.home / "headers",
+            REGISTRY_TIMEOUT=watch.REGISTRY_TIMEOUT,
+            REGISTRY_TOKEN_FILE=world.token_file,
+            INITIAL_WAIT_TIMEOUT=86400,  # so that a dead service is never registered
+        )
+        if self.tls:
+            for peer in ("SERVICE", "REGISTRY"):
+                self.sidecar.settings[f"{peer}_CA_FILE"] = self.home / "ca.pem"
+        self.sidecar.script = [str(world.agent)]
+        # With the schedule's seed for what it draws, a run repeats itself as far as clocks let it.
+        names = {host: ["127.0.0.1"] for host in HOSTS}
+        self.stage = Stage(self.sidecar, names=names, seed=f"{world.seed} {number}", ahead=0.0)
+        self.ahead = 0.0  # seconds for which its host was suspended
+        self.running = self.frozen = False
+        self.awake_at = 0.0  # since when it is running and not frozen
+        self.register_first = False  # whether the next request must be a registration
+        self.doing: list[str] = []  # the episodes under way, for a report
+        self.events = 0  # requests to the registry, and what else is worth a line
+        self.judged = 0  # requests
+        self.read = 0  # lines of the log
+        self.lives: list[list[Sample]] = []
+        self.run_delay = 0.0  # seconds that the process had to wait for a processor
+
+    def complain(self, what: str) -> None:
+        """Note what does not hold."""
+        self.world.violation(self, what)
+
+    # ---- what is done to it
+
+    def start(self) -> None:
+        self.sidecar.start()
+        self.lives.append([])
+        self.run_delay = 0.0
+        self.events += 4  # the lines of every start and stop
+        self.awake_at = time.monotonic()
+        self.watch.announced.clear()
+        self.running = True
+
+    @property
+    def asked_at(self) -> float:
+        """When its last request to the registry came."""
+        return self.front.requests[-1].at
+
+    def freeze(self) -> None:
+        self.frozen = True
+        self.sidecar.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self, register_first: bool = False) -> None:
+        self.woken(register_first)
+        self.sidecar.process.send_signal(signal.SIGCONT)
+        self.frozen = False
+
+    def suspend(self, seconds: float, register_first: bool) -> None:
+        """Let its host have been suspended for so long, while the registry's clock went on."""
+        self.ahead += seconds
+        self.woken(register_first)
+        self.stage.set(ahead=self.ahead)
+        self.world.registry.expire(self.name)
+
+    def woken(self, register_first: bool) -> None:
+        """Note that it goes on after a while."""
+        with self.world.lock:
+            self.awake_at = time.monotonic()
+            self.register_first = register_first and not self.world.outage
+
+    def write(self, name: str, text: str) -> None:
+        """Replace one of its files."""
+        write(self.home / name, text)
+
+    def new_bearer(self) -> None:
+        """Let the service ask for another bearer token, which the agent finds in its file."""
+        bearer = f"{self.world.new_secret()}-{'x' * LONG}"
+        self.write("headers", f"Authorization: Bearer {bearer}\n")
+        self.service.bearer = bearer
+
+    def new_version(self) -> None:
+        """Give the service a new version, which the record must show."""
+        self.service.version = self.watch.version = str(int(self.watch.version) + 1)
+
+    def make_certificates(self) -> Certificates:
+        """Return a new certificate for each of the two peers, of a new authority."""
+        made = {host: certificate(self.home, host) for host in HOSTS}
+        return {host: (files, Path(ca).read_text()) for host, (files, ca) in made.items()}
+
+    def show(self, certificates: Certificates) -> None:
+        """Let the peers show these to whoever connects."""
+        self.service.certify(certificates["service"][0])
+        self.front.certify(certificates["registry"][0])
+
+    def trust(self, certificates: Certificates) -> None:
+        """Let the agent trust their authorities."""
+        self.write("ca.pem", "".join(authority for _, authority in certificates.values()))
+
+    def leave(self) -> None:
+        """Note that the process is about to end, and may."""
+        with self.world.lock:
+            self.running = False
+
+    def reap(self, timeout: float) -> int:
+        """Wait for the process to end; return its exit code. Raises TimeoutExpired."""
+        code = self.sidecar.wait(timeout)
+        assert self.sidecar.process.stdout is not None
+        self.sidecar.process.stdout.close()
+        return code
+
+    def kill(self) -> None:
+        self.leave()
+        self.sidecar.process.kill()
+        self.reap(10)
+
+    def terminate(self) -> None:
+        """Send SIGTERM: the agent has to stop as promised, and take its record away if it can."""
+        self.leave()
+        sane, slack, late = not self.world.outage, self.times.slack, self.watch.late
+        self.sidecar.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        try:
+            code = self.reap(STOP_PROMISE + slack + 10)
+        except subprocess.TimeoutExpired:
+            self.complain("SIGTERM does not end the agent")
+            self.kill()
+            return
+        took = time.monotonic() - began
+        if code != 0 or took > STOP_PROMISE + slack + late.since(began):
+            self.complain(f"SIGTERM: exit code {code} after {took:.1f} s")
+        if sane and self.world.registry.record(self.name) and late.since(began) < LATE:
+            self.complain("the record is still there after SIGTERM")
+
+    def clear_away(self) -> None:
+        """End whatever runs, and remove the files."""
+        self.leave()
+        if self.lives:  # it was started
+            self.sidecar.process.kill()
+            self.sidecar.close()
+        self.service.stop()
+        self.front.stop()
+
+    # ---- what is seen of it
+
+    def look(self, looks: int) -> None:
+        """Judge what has happened since the last look."""
+        if looks % CHECK_EVERY == 0 and self.running:
+            self.check_health()
+            self.note_run_delay()
+        if looks % MEASURE_EVERY == 0 and self.running:
+            with contextlib.suppress(psutil.Error):  # it ended just now
+                process = psutil.Process(self.sidecar.process.pid)
+                memory = process.memory_info().rss // 1024
+                self.lives[-1].append(Sample(memory, process.num_fds()))
+        self.judge_requests()
+        self.read_log()
+        self.watch.see(time.monotonic(), self.world.registry.record(self.name))
+        if self.running and (code := self.sidecar.process.poll()) is not None:
+            self.running = False
+            self.complain(f"the agent ended by itself with exit code {code}")
+            self.world.end.set()  # who plays counts on it
+
+    def judge_requests(self) -> None:
+        with self.front.lock:
+            new = self.front.count() - self.judged
+            requests = self.front.requests[-new:] if new else []
+        self.judged += new
+        self.events += new
+        for request in requests:
+            self.watch.asked(request.at, request.operation)
+            if request.operation not in ("register", "heartbeat", "list", "deregister"):
+                self.complain(f"a request that no sidecar makes: {request.method} {request.path}")
+            if self.register_first and request.at > self.awake_at:
+                self.register_first = False
+                # Without a probe before it, it was about to be sent when the agent froze.
+                probed = self.service.requests[-1].at > self.awake_at
+                if probed and request.operation == "heartbeat":
+                    self.complain("a heartbeat, not a registration, after longer than the TTL")
+
+    def check_health(self) -> None:
+        """Judge the heartbeat file as healthcheck.py does."""
+        now, late = time.monotonic(), self.watch.late
+        if self.frozen or now < self.awake_at + WAKING + late.since(self.awake_at):
+            return
+        well, sentence = self.health(late=late.since(now - self.times.interval))
+        if not well:
+            self.complain(f"the health check says: {sentence}")
+            self.awake_at = now  # once is enough
+
+    def health(self, late: float = 0.0, ready: bool = False) -> tuple[bool, str]:
+        """Return what healthcheck.py finds, and its sentence."""
+        check = self.world.healthcheck
+        try:
+            line = check["read"](str(self.sidecar.heartbeat_file))
+        except OSError as error:
+            return False, f"no heartbeat file: {error.strerror}"
+        well, sentence = check["judge"](line, check["clock"]() + self.ahead - late, ready=ready)
+        return bool(well), str(sentence)
+
+    def note_run_delay(self) -> None:
+        """Note as lateness what the process had to wait for a processor (Linux)."""
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            schedule = Path(f"/proc/{self.sidecar.process.pid}/schedstat").read_text()
+            delay = int(schedule.split()[1]) / 1e9
+            if not self.frozen:
+                self.watch.late.add(time.monotonic(), delay - self.run_delay)
+            self.run_delay = delay
+
+    def read_log(self) -> None:
+        lines, times = self.sidecar.lines, self.sidecar.times
+        while self.read < len(lines):
+            line, at = lines[self.read], times[self.read]
+            self.read += 1
+            self.watch.said(line, at)
+            if odd_lines([line]):
+                self.complain(f"an odd line in the log: {line!r}")
+            if SECRET in line:
+                self.complain("a token is in the log")
+            in_time = self.watch.late.since(at - self.times.ttl) < LATE
+            if self.world.quiet and " WARNING " in line and in_time:
+                self.complain(f"a dropped connection costs a warning: {line}")
+
+    def finish(self) -> None:
+        """Stop it by SIGTERM, and look at its whole life."""
+        self.doing.append("the end of the soak")
+        if self.running:
+            ready, sentence = self.health(ready=True)
+            if not self.watch.waiting and not ready:
+                self.complain(f"healthcheck.py --ready at the end: {sentence}")
+            with self.world.lock:
+                self.watch.disturb("the end")
+            self.terminate()
+        with self.world.lock:
+            self.judge_requests()
+            self.read_log()
+        for number, life in enumerate(self.lives, 1):
+            for wrong in watch.resources(life):
+                self.complain(f"life {number}: {wrong}")
+        if wrong := watch.log_floods(self.sidecar.times, self.times.interval):
+            self.complain(wrong)
+        if wrong := watch.log_repeats(self.sidecar.lines, self.events):
+            self.complain(wrong)
+
+
 class World:
     """Everything that runs. A context manager: on leaving it, all is ended and removed.
 
-    Args: how many agents; the durations; the seed of what they draw by chance; the agent's file,
-    which has its healthcheck.py beside it; stop_at_first, to end at the first violation.
+    Args: how many agents; the durations; the seed of all that is drawn; the agent's file, which has
+    its healthcheck.py beside it; the kinds of fault to keep to, all where there is none; whether to
+    end at the first violation.
     """
 
     def __init__(
@@ -66,65 +354,51 @@ class World:
         agents: int,
         times: Times,
         seed: int,
-        agent: Path = AGENT,
+        agent: Path,
+        only: Collection[str] = (),
         stop_at_first: bool = False,
     ) -> None:
-        self.times, self.seed, self.agent = times, seed, agent
-        self.stop_at_first = stop_at_first
+        self.times, self.seed, self.agent, self.stop_at_first = times, seed, agent, stop_at_first
         self.healthcheck = runpy.run_path(str(agent.with_name("healthcheck.py")))
-        self.clock = self.healthcheck.get("clock", time.monotonic)
+        self.lock, self.end = threading.RLock(), threading.Event()
         self.directory = tempfile.TemporaryDirectory(prefix="soak-")
         self.token_file = Path(self.directory.name) / "token"
         self._secrets = itertools.count(1)
         token = self.new_secret()
         self.hand_out(token)
+        delay = times.interval / 8
         self.registry = Registry(
-            ttl=times.ttl,
-            token=token,
-            failing_delay=times.interval / 8,
-            hang_delay=times.interval,
-            retry_after=1,
+            ttl=times.ttl, token=token, failing_delay=delay, hang_delay=times.interval
         )
-        self.balancer = Balancer([self.registry])  # there is but one replica, usually
-        self.lock = threading.RLock()
         self.units = [Unit(number, self) for number in range(agents)]
-        self.registry.ttls = {unit.name: unit.times.ttl for unit in self.units}
-        self.hosts = {unit.hosts["registry"]: unit for unit in self.units}
-        # All that agents take for the registry.
-        self.fronts = list(dict.fromkeys([self.balancer, *(unit.front for unit in self.units)]))
-        self.dead_ports = contextlib.ExitStack()
-        self.plays = Plays(self)
+        self.fronts = [unit.front for unit in self.units]  # what agents take for the registry
+        self.rng = random.Random(seed)
+        self.decks = {unit: deck(self.rng, fits(unit), only) for unit in self.units}
+        self.outages = deck(self.rng, lambda kind: kind.outage, only)
+        self.rounds = 0
+        self.outage = ""  # that is under way
+        self.quiet = False  # no warning may come of it
         self.violations: list[Violation] = []
+        self.drawn: collections.Counter[str] = collections.Counter()  # faults of the catalogue
+        self.met: collections.Counter[str] = collections.Counter()
         self.played: collections.Counter[str] = collections.Counter()  # kinds
-        self.met: collections.Counter[tuple[str, str]] = (
-            collections.Counter()
-        )  # operations, faults of the catalogue
-        self.outage = ""
         self.looks = 0
         self.began = time.monotonic()
-        self.end = threading.Event()
         self._eyes = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
         try:
-            self._start()
+            for unit in self.units:
+                unit.front.start()
+                unit.service.start()
+                unit.watch.disturb("start")
+                unit.start()
+                unit.watch.restore("start", time.monotonic())
+            self._eyes.start()
         except BaseException:  # Ctrl-C too: nothing stays behind
             self.__exit__()
             raise
         return self
-
-    def _start(self) -> None:
-        for front in self.fronts:
-            front.play(ANY_OPERATION, self._meet, times=None)
-            front.start()
-        for peer in (*self.fronts, *(unit.service for unit in self.units)):
-            self.dead_ports.enter_context(dead_port(DEAD, peer.port))
-        for unit in self.units:
-            unit.service.start()
-            unit.watch.disturb("start")
-            unit.start()
-            unit.watch.restore("start", time.monotonic())
-        self._eyes.start()
 
     def __exit__(self, *exception: object) -> None:
         self.end.set()
@@ -132,8 +406,6 @@ class World:
             self._eyes.join(10)
         for unit in self.units:
             unit.clear_away()
-        self.dead_ports.close()
-        self.balancer.stop()
         self.directory.cleanup()
 
     def new_secret(self) -> str:
@@ -144,62 +416,29 @@ class World:
         """Give all agents this token for the registry."""
         write(self.token_file, token)
 
+    def renew_token(self) -> None:
+        """Renew it in the file first: what meets the old one is repeated with the new one."""
+        token = self.new_secret()
+        self.hand_out(token)
+        self.registry.token = token
+
     def violation(self, unit: Unit | None, what: str) -> None:
         """Note what does not hold."""
-        tail = unit.sidecar.lines[-TAIL:] if unit else []
-        fault = "; ".join(filter(None, (self.outage, *(unit.doing if unit else ())))) or "all sane"
-        with self.lock:
-            self.violations.append(
-                Violation(
-                    time.monotonic() - self.began, unit.name if unit else "all", what, fault, tail
-                )
-            )
+        name, lines, doing = "all", list[str](), list[str]()
+        if unit:
+            name, lines, doing = unit.name, unit.sidecar.lines, unit.doing
+        fault = "; ".join(filter(None, (self.outage, *doing))) or "all sane"
+        at = time.monotonic() - self.began
+        self.violations.append(Violation(at, name, what, fault, lines[-TAIL:]))
         if self.stop_at_first:
             self.end.set()
 
-    # ---- the requests to the registry
+    def wait(self, seconds: float) -> None:
+        """Wait. Raises EndedError where the soak is over."""
+        if self.end.wait(max(seconds, 0.0)):
+            raise EndedError
 
-    def _meet(self, exchange: Exchange) -> None:
-        """Play what is aimed at the agent that asks, else give the sane answer."""
-        asked = exchange.asked
-        unit = self.hosts.get(asked.headers["Host"].partition(":")[0])
-        if not unit or asked.operation not in ("register", "heartbeat", "list", "deregister"):
-            self.violation(unit, f"a request that no sidecar makes: {asked.method} {asked.path}")
-            exchange.sane()
-            return
-        with self.lock:
-            self._note(unit, asked)
-            aim = self._take(unit, asked.operation)
-            if aim and asked.operation == "register":
-                unit.watch.asked_to_wait(time.monotonic(), retry_after(aim.name))
-        if aim:
-            aim.fault(exchange)
-        else:
-            exchange.sane()
-
-    def _note(self, unit: Unit, asked: Request) -> None:
-        """Judge a request to the registry."""
-        unit.events += 1
-        unit.asked[asked.operation] += 1
-        unit.asked_at = asked.at
-        self._complain(unit, unit.watch.request(asked.at, asked.operation))
-        if asked.operation == "heartbeat":
-            self._complain(unit, unit.watch.see(time.monotonic(), self.registry.record(unit.name)))
-            # Without a probe before it, it was about to be sent when the agent froze.
-            if unit.register_first and unit.service.requests[-1].at > unit.awake_at:
-                self.violation(unit, "a heartbeat, not a registration, after longer than the TTL")
-        unit.register_first = False
-
-    def _take(self, unit: Unit, operation: str) -> Aim | None:
-        for aim in unit.aims:
-            if aim.operation in (ANY_OPERATION, operation):
-                if aim.once:
-                    unit.aims.remove(aim)
-                self.met[operation, aim.name] += 1
-                return aim
-        return None
-
-    # ---- the eyes
+    # ---- who watches
 
     def _watch(self) -> None:
         """Look at everything, again and again, until the end."""
@@ -208,211 +447,124 @@ class World:
                 due = time.monotonic() + LOOK_EVERY
                 time.sleep(LOOK_EVERY)
                 self.looks += 1
-                self._look_around(time.monotonic() - due)
+                late = time.monotonic() - due
+                for unit in self.units:
+                    with self.lock:
+                        if late > LOOK_EVERY:
+                            unit.watch.late.add(time.monotonic(), late)
+                        unit.look(self.looks)
         except Exception as error:
             self.violation(None, f"the soak itself has a bug: {error!r}")
             self.end.set()
             raise
 
-    def _look_around(self, lateness: float) -> None:
-        for unit in self.units:
-            with self.lock:
-                if lateness > LOOK_EVERY:
-                    unit.watch.late.add(time.monotonic(), lateness)
-                self._look(unit)
+    # ---- who plays
 
-    def _look(self, unit: Unit) -> None:
-        if self.looks % CHECK_EVERY == 0 and unit.running:
-            self._check_health(unit)
-            self._note_run_delay(unit)
-        if self.looks % MEASURE_EVERY == 0 and unit.running:
-            with contextlib.suppress(psutil.Error):  # it ended just now
-                unit.lives[-1].append(measure(unit.sidecar.process.pid))
-        self._read_log(unit)
-        self._complain(unit, unit.watch.see(time.monotonic(), self.registry.record(unit.name)))
-        if unit.running and unit.sidecar.process.poll() is not None:
-            unit.running = False
-            self.violation(
-                unit, f"the agent ended by itself with exit code {unit.sidecar.process.returncode}"
-            )
-            self.end.set()  # the schedule counts on it
+    def play_round(self, until: float) -> None:
+        """Let every agent have some faults, or all an outage and some of them one besides.
 
-    def _complain(self, unit: Unit, what: str) -> None:
-        if what:
-            self.violation(unit, what)
-
-    def _check_health(self, unit: Unit) -> None:
-        """Judge the heartbeat file as healthcheck.py does."""
-        now = time.monotonic()
-        if unit.frozen or now < unit.awake_at + WAKING + unit.watch.late.since(unit.awake_at):
-            return
-        try:
-            line = self.healthcheck["read"](str(unit.sidecar.heartbeat_file))
-        except OSError as error:
-            self.violation(unit, f"no heartbeat file: {error.strerror}")
-            return
-        late = unit.watch.late.since(now - unit.times.interval)
-        well, sentence = self.healthcheck["judge"](line, self.clock() + unit.ahead - late)
-        if not well:
-            self.violation(unit, f"the health check says: {sentence}")
-            unit.awake_at = now  # once is enough
-
-    def _note_run_delay(self, unit: Unit) -> None:
-        """Note as lateness what the process had to wait for a processor (Linux)."""
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            delay = (
-                int(Path(f"/proc/{unit.sidecar.process.pid}/schedstat").read_text().split()[1])
-                / 1e9
-            )
-            if not unit.frozen:
-                unit.watch.late.add(time.monotonic(), delay - unit.run_delay)
-            unit.run_delay = delay
-
-    def _read_log(self, unit: Unit) -> None:
-        lines = unit.sidecar.lines
-        while unit.read < len(lines):
-            line, at = lines[unit.read], unit.sidecar.times[unit.read]
-            unit.read += 1
-            self._complain(unit, unit.watch.said(line, at))
-            if odd_lines([line]):
-                self.violation(unit, f"an odd line in the log: {line!r}")
-            if SECRET in line:
-                self.violation(unit, "the token is in the log")
-            if (
-                self.outage in QUIET
-                and FAULTY.search(line)
-                and unit.watch.late.since(at - unit.times.ttl) < LATE
-            ):
-                self.violation(unit, f"a dropped connection costs a warning: {line}")
-
-    # ---- playing
-
-    def play(self, this: Round, until: float = math.inf) -> None:
-        """Play a round, and wait until everybody is back, or should be.
-
-        No episode begins after `until` (monotonic).
+        After a fault an agent has to be back before it has the next one. None begins after `until`.
+        Returns where everybody is back, or should be. Raises EndedError.
         """
-        for replica in self.plays.replicas:
-            replica.dialect = this.dialect
-        tracks: list[tuple[Unit | None, tuple[Episode, ...]]] = list(
-            zip(self.units, this.tracks, strict=True)
-        )
-        if this.outage:
-            tracks.append((None, (this.outage,)))
-        began = time.monotonic()
-        steps = [
-            (0.0, number, self._track(*track, this.calm, until))
-            for number, track in enumerate(tracks)
-        ]
-        while steps and not self.end.is_set():
-            at, number, track = heapq.heappop(steps)
-            self.end.wait(max(began + at - time.monotonic(), 0))
-            wait = next(track, None)
-            if wait is not None:
-                heapq.heappush(steps, (time.monotonic() - began + wait, number, track))
+        self.rounds += 1
+        self.registry.dialect = self.rng.choice(DIALECTS)
+        calm = self.rng.uniform(0.2, 1.0) * self.times.interval
+        outage = next(self.outages, None) if self.rounds % 2 == 0 else None
+        tracks: dict[Unit | None, list[Episode]] = {None: []}
+        if outage:
+            tracks[None].append(draw(self.rng, outage, self.times.interval, self.drawn))
+        for unit in self.units:
+            tracks[unit] = list(self._draw_track(unit, tracks[None]))
+        with ThreadPoolExecutor(len(tracks)) as pool:
+            jobs = [pool.submit(self._play, *track, calm, until) for track in tracks.items()]
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:  # Ctrl-C too: nobody else is waited for
+                self.end.set()
+                raise
         self.settle()
-        self.end.wait(this.calm)
+        self.wait(calm)
 
-    def settle(self) -> None:
-        """Wait until every agent is back; those that are not in time complain by themselves."""
-        while not self.end.wait(LOOK_EVERY) and any(unit.watch.waiting for unit in self.units):
-            pass
+    def _draw_track(self, unit: Unit, outage: Sequence[Episode]) -> Iterator[Episode]:
+        left = self.times.interval * (0.0 if outage else STRETCH)
+        names, own = self.decks[unit], self.times.interval
+        for each in outage:
+            name = next(names, "") if self.rng.random() < MIXED else ""
+            if name and name.startswith(each.kind.beside):
+                yield self._drawn(name, own)
+        while left > 0 and (name := next(names, "")):
+            episode = self._drawn(name, own)
+            left -= episode.start + episode.length + own
+            yield episode
 
-    def _track(
-        self, unit: Unit | None, episodes: Iterable[Episode], calm: float, until: float
-    ) -> Iterator[float]:
-        """Play the episodes one after another; yield the seconds to wait before each step."""
+    def _drawn(self, name: str, interval: float) -> Episode:
+        episode = draw(self.rng, name, interval, self.drawn)
+        self.drawn[episode.fault] += 1
+        return episode
+
+    def _play(
+        self, unit: Unit | None, episodes: Sequence[Episode], calm: float, until: float
+    ) -> None:
+        """Play the episodes of an agent, or an outage, one after another."""
         for episode in episodes:
-            yield episode.start
+            self.wait(episode.start)
             if time.monotonic() > until:
                 return
-            yield from self._episode(episode, unit)
+            self._play_one(episode, unit)
             if unit:
                 while unit.watch.waiting and not self.outage:
-                    yield LOOK_EVERY
-                yield calm
+                    self.wait(LOOK_EVERY)
+                self.wait(calm)
                 unit.doing.remove(str(episode))
 
-    def _episode(self, episode: Episode, unit: Unit | None) -> Iterator[float]:
-        """Begin an episode, yield the seconds that it lasts, end it."""
-        concerned, how = [unit] if unit else self.units, KINDS[episode.kind]
+    def _play_one(self, episode: Episode, unit: Unit | None) -> None:
+        concerned, kind = [unit] if unit else self.units, episode.kind
         with self.lock:
-            self.played[episode.kind] += 1
+            self.played[episode.name] += 1
             if unit:
                 unit.doing.append(str(episode))
             else:
-                self.outage = episode.kind
+                self.outage, self.quiet = str(episode), kind.quiet
             for each in concerned:
                 each.events += 1  # its end
-                each.watch.disturb(episode.kind, how.keeps)
-        plays = self.plays
-        play = (
-            plays.on_agent[episode.kind](episode, unit)
-            if unit
-            else plays.on_registry[episode.kind](episode)
-        )
-        yield from play
+                each.watch.disturb(episode.name, kind.keeps)
+        kind.play(episode, unit or self)
         with self.lock:
             for each in concerned:
-                each.watch.restore(episode.kind, time.monotonic(), how.back * each.times.interval)
+                each.watch.restore(episode.name, time.monotonic(), kind.back)
             if not unit:
-                self.outage = ""
+                self.outage, self.quiet = "", False
 
-    def terminate(self, unit: Unit) -> None:
-        """Send SIGTERM and see to it that the agent stops as promised.
-
-        Takes its record away where it can.
-        """
-        unit.leave()
-        sane = not self.outage
-        unit.sidecar.process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        try:
-            code = unit.reap(STOP_PROMISE + self.times.slack + 10)
-        except subprocess.TimeoutExpired:
-            self.violation(unit, "SIGTERM does not end the agent")
-            unit.kill()
-            return
-        took = time.monotonic() - began
-        if code != 0 or took > STOP_PROMISE + self.times.slack + unit.watch.late.since(began):
-            self.violation(unit, f"SIGTERM: exit code {code} after {took:.1f} s")
-        if sane and self.registry.record(unit.name) and unit.watch.late.since(began) < LATE:
-            self.violation(unit, "the record is still there after SIGTERM")
-
-    # ---- the end
+    def settle(self) -> None:
+        """Wait until every agent is back; those that are not in time complain by themselves."""
+        while any(unit.watch.waiting for unit in self.units):
+            self.wait(LOOK_EVERY)
 
     def finish(self) -> None:
-        """Stop every agent by SIGTERM, and look at their whole lives."""
+        """Stop every agent."""
         for unit in self.units:
-            unit.doing.append("the end of the soak")
-            if unit.running:
-                line = self.healthcheck["read"](str(unit.sidecar.heartbeat_file))
-                now = self.clock() + unit.ahead
-                ready, sentence = self.healthcheck["judge"](line, now, ready=True)
-                if not unit.watch.waiting and not ready:
-                    self.violation(unit, f"healthcheck.py --ready at the end: {sentence}")
-                with self.lock:
-                    unit.watch.disturb("the end")
-                self.terminate(unit)
-            with self.lock:
-                self._read_log(unit)
-            for number, life in enumerate(unit.lives, 1):
-                for wrong in resources(life):
-                    self.violation(unit, f"life {number}: {wrong}")
-            window = 5 * unit.times.interval
-            if (most := flooded(unit.sidecar.times, window)) > FLOOD:
-                self.violation(unit, f"{most} lines of log within {window:g} s")
-            lines = about_registry(unit.sidecar.lines) + dropped(unit.sidecar.lines)
-            if lines > unit.events:
-                self.violation(
-                    unit, f"{lines} lines of log about the registry for {unit.events} events"
-                )
+            unit.finish()
         left = self.registry.names()
         if left and not self.violations:
             self.violation(None, f"left in the registry after SIGTERM: {left}")
 
 
-def measure(pid: int) -> Sample:
-    """Return what a process uses. Raises psutil.Error."""
-    process = psutil.Process(pid)
-    return Sample(process.memory_info().rss // 1024, process.num_fds())
+def fits(unit: Unit) -> Callable[[Kind], bool]:
+    """Return what tells whether a kind is for this agent.
+
+    Those with an even number are never restarted, so that their memory is seen over all the time.
+    """
+
+    def fit(kind: Kind) -> bool:
+        restarts = unit.number % 2 == 1 or not kind.restarts
+        return not kind.outage and restarts and kind.tls <= unit.tls
+
+    return fit
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file in one step, as a mounted secret is renewed."""
+    draft = path.with_suffix(".new")
+    draft.write_text(text)
+    draft.replace(path)
