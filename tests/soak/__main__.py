@@ -17,9 +17,8 @@ from kit.sidecar import AGENT
 from soak.catalogue import anything, below
 from soak.plays import KINDS
 from soak.watch import Back, Times, growth
-from soak.world import EndedError, World
+from soak.world import World
 
-PROGRESS_EVERY = 30.0  # seconds
 INTERVAL = 2.0  # seconds, HEARTBEAT_INTERVAL
 
 
@@ -52,11 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     code = 0
     try:
         with world:
-            try:
-                soak(world, options.seconds)
-                world.finish()
-            except EndedError:  # nobody has ended what was going on
-                pass
+            world.play(options.seconds, lambda: say(progress(world)))
     except KeyboardInterrupt:
         say("stopped by hand")
         code = 130
@@ -66,18 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if world.violations else code
 
 
-def soak(world: World, seconds: float) -> None:
-    """Play rounds until the time is over. Raises EndedError."""
-    said_at = began = time.monotonic()
-    world.settle()
-    while time.monotonic() - began < seconds:
-        world.play_round(began + seconds)
-        if time.monotonic() - said_at > PROGRESS_EVERY:
-            said_at = time.monotonic()
-            say(
-                f"{said_at - began:5.0f} s: {world.rounds} rounds, {world.played.total()} faults,"
-                f" {len(world.violations)} violations"
-            )
+def progress(world: World) -> str:
+    """Return how it goes."""
+    seconds, faults = time.monotonic() - world.began, world.played.total()
+    return f"{seconds:5.0f} s: {faults} faults, {len(world.violations)} violations"
 
 
 def table(world: World) -> Iterator[str]:
@@ -111,7 +98,7 @@ def summary(world: World) -> Iterator[str]:
     if unplayed := [name for name in KINDS if name not in world.played]:
         yield f"not played: {', '.join(unplayed)}"
     probes = sum(unit.service.count() for unit in units)
-    requests = sum(front.count() for front in world.fronts)
+    requests = sum(unit.front.count() for unit in units)
     yield f"requests: {requests} to the registry, {probes} probes"
     yield f"log: {sum(len(unit.sidecar.lines) for unit in units)} lines of {len(units)} agents"
     yield f"the record was looked at {world.looks * len(units)} times"

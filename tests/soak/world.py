@@ -1,7 +1,6 @@
-"""The soak's world: the registry, the agents with their services, who plays, and who watches.
+"""The soak's world: agents, each with a service and a registry of its own; who plays, who watches.
 
-Each agent's faults are played by a thread of its own, those that all meet by another; one more
-looks at everything, every few milliseconds.
+For each agent a thread plays its faults; one more looks at everything, every few milliseconds.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -31,7 +30,8 @@ from kit.peers.service import ToyService
 from kit.sidecar import STOP_PROMISE, Sidecar, odd_lines
 from kit.stage import Stage
 from soak import watch
-from soak.plays import Episode, Kind, deck, draw
+from soak.catalogue import ALL, looks
+from soak.plays import KINDS, Episode, deck
 from soak.watch import LATE, Sample, Times, Watch
 
 LOOK_EVERY = 0.02  # seconds
@@ -41,9 +41,11 @@ WAKING = 6.0  # seconds from a start or a thaw in which the heartbeat file may b
 SECRET = "soak-secret"
 LONG = 900  # characters of a bearer token
 TAIL = 25  # lines of a log in a report
+PROGRESS_EVERY = 30.0  # seconds
+FAULTS = sorted(ALL)
 HOSTS = ("service", "registry")
-STRETCH = 8  # intervals that a round takes about in which each agent has faults of its own
-MIXED = 0.4  # how often an agent has a fault of its own during an outage
+MIXED = 0.4  # how often a fault has another one beside it that may come meanwhile
+IDLE = 0.2  # seconds after a request in which its answer may still be on its way
 
 
 class EndedError(Exception):
@@ -79,19 +81,20 @@ class Unit:
     """One agent with its service, its own way to the registry, and what is known of them."""
 
     def __init__(self, number: int, world: World) -> None:
-        self.number, self.name, self.world = number, f"soak_{number}", world
-        self.wait = world.wait
-        self.tls = number % 3 == 1
-        self.times = world.times
-        self.watch = Watch(self.times, self.complain)
+        self.name, self.world, self.times = f"soak_{number}", world, world.times
+        self.tls, self.restarts = number % 3 == 1, number % 2 == 1
+        self.wait, self.watch = world.wait, Watch(self.times, self.complain)
         self.home = Path(world.directory.name) / self.name
         self.home.mkdir()
         shown = self.make_certificates() if self.tls else {}
         tls = {peer: files for peer, (files, _) in shown.items()}
         self.trust(shown)
         self.service = GuardedService(version=self.watch.version, tls=tls.get("service"))
-        self.front = Balancer([world.registry], tls=tls.get("registry"))
+        interval, ttl = self.times.interval, self.times.ttl
+        self.registry = Registry(ttl=ttl, failing_delay=interval / 8, hang_delay=interval)
+        self.front = Balancer([self.registry], tls=tls.get("registry"))
         self.new_bearer()
+        self.renew_token()
         scheme = "https" if self.tls else "http"
         self.sidecar = Sidecar(
             SERVICE_NAME=self.name,
@@ -99,12 +102,12 @@ class Unit:
             SERVICE_PORT=self.service.port,
             SERVICE_SCHEME=scheme,
             REGISTRY_URL=f"{scheme}://registry:{self.front.port}",
-            HEARTBEAT_INTERVAL=self.times.interval,
+            HEARTBEAT_INTERVAL=interval,
             SERVICE_HEALTH_TIMEOUT=watch.HEALTH_TIMEOUT,
             SERVICE_HEALTH_RETRIES=watch.RETRIES,
             SERVICE_HEALTH_HEADERS_FILE=self.home / "headers",
             REGISTRY_TIMEOUT=watch.REGISTRY_TIMEOUT,
-            REGISTRY_TOKEN_FILE=world.token_file,
+            REGISTRY_TOKEN_FILE=self.home / "token",
             INITIAL_WAIT_TIMEOUT=86400,  # so that a dead service is never registered
         )
         if self.tls:
@@ -118,7 +121,15 @@ class Unit:
         self.running = self.frozen = False
         self.awake_at = 0.0  # since when it is running and not frozen
         self.register_first = False  # whether the next request must be a registration
-        self.doing: list[str] = []  # the episodes under way, for a report
+        # What it plays, and the faults of the catalogue: each is drawn before any comes again.
+        self.rng = random.Random(f"{world.seed} {number}")
+        self.kinds = self.draw_kinds(lambda _: True)
+        self.kinds_beside = self.draw_kinds(lambda name: name.startswith(("agent", "service")))
+        self.drawn: collections.Counter[str] = collections.Counter()
+        self.order = {
+            fault: rank for rank, fault in enumerate(self.rng.sample(FAULTS, len(FAULTS)))
+        }
+        self.doing: list[Episode] = []
         self.events = 0  # requests to the registry, and what else is worth a line
         self.judged = 0  # requests
         self.read = 0  # lines of the log
@@ -127,7 +138,11 @@ class Unit:
 
     def complain(self, what: str) -> None:
         """Note what does not hold."""
-        self.world.violation(self, what)
+        at, doing = time.monotonic() - self.world.began, "; ".join(map(str, self.doing))
+        lines = self.sidecar.lines[-TAIL:]
+        self.world.violations.append(Violation(at, self.name, what, doing or "all sane", lines))
+        if self.world.stop_at_first:
+            self.world.end.set()
 
     # ---- what is done to it
 
@@ -140,10 +155,12 @@ class Unit:
         self.watch.announced.clear()
         self.running = True
 
-    @property
-    def asked_at(self) -> float:
-        """When its last request to the registry came."""
-        return self.front.requests[-1].at
+    def is_idle(self) -> bool:
+        """Tell whether a freeze begins after an answer: else nobody knows what is first after it.
+
+        Nor where there is another fault, too.
+        """
+        return time.monotonic() - self.front.requests[-1].at > IDLE and len(self.doing) == 1
 
     def freeze(self) -> None:
         self.frozen = True
@@ -159,23 +176,31 @@ class Unit:
         self.ahead += seconds
         self.woken(register_first)
         self.stage.set(ahead=self.ahead)
-        self.world.registry.expire(self.name)
+        self.registry.expire()
 
     def woken(self, register_first: bool) -> None:
         """Note that it goes on after a while."""
         with self.world.lock:
             self.awake_at = time.monotonic()
-            self.register_first = register_first and not self.world.outage
+            self.register_first = register_first
 
     def write(self, name: str, text: str) -> None:
-        """Replace one of its files."""
-        write(self.home / name, text)
+        """Replace one of its files in one step, as a mounted secret is renewed."""
+        draft = self.home / "new"
+        draft.write_text(text)
+        draft.replace(self.home / name)
 
     def new_bearer(self) -> None:
         """Let the service ask for another bearer token, which the agent finds in its file."""
         bearer = f"{self.world.new_secret()}-{'x' * LONG}"
         self.write("headers", f"Authorization: Bearer {bearer}\n")
         self.service.bearer = bearer
+
+    def renew_token(self) -> None:
+        """Renew it in the file first: what meets the old one is repeated with the new one."""
+        token = self.world.new_secret()
+        self.write("token", token)
+        self.registry.token = token
 
     def new_version(self) -> None:
         """Give the service a new version, which the record must show."""
@@ -215,7 +240,7 @@ class Unit:
     def terminate(self) -> None:
         """Send SIGTERM: the agent has to stop as promised, and take its record away if it can."""
         self.leave()
-        sane, slack, late = not self.world.outage, self.times.slack, self.watch.late
+        sane, slack, late = len(self.doing) < 2, self.times.slack, self.watch.late
         self.sidecar.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         try:
@@ -227,7 +252,7 @@ class Unit:
         took = time.monotonic() - began
         if code != 0 or took > STOP_PROMISE + slack + late.since(began):
             self.complain(f"SIGTERM: exit code {code} after {took:.1f} s")
-        if sane and self.world.registry.record(self.name) and late.since(began) < LATE:
+        if sane and self.registry.record(self.name) and late.since(began) < LATE:
             self.complain("the record is still there after SIGTERM")
 
     def clear_away(self) -> None:
@@ -238,6 +263,74 @@ class Unit:
             self.sidecar.close()
         self.service.stop()
         self.front.stop()
+
+    # ---- who plays
+
+    def draw_kinds(self, fits: Callable[[str], bool]) -> Iterator[str]:
+        """Yield kinds that are for this agent, each as often as it weighs before it comes again.
+
+        Some are never restarted, so that their memory is seen over all the time.
+        """
+        only = self.world.only
+        mine = {
+            name: kind.weight
+            for name, kind in KINDS.items()
+            if kind.tls <= self.tls and kind.restarts <= self.restarts and fits(name)
+        }
+        return deck(self.rng, [n for n in mine for _ in range(mine[n]) if not only or n in only])
+
+    def draw(self, name: str) -> Episode:
+        """Draw an episode of a kind, with one of the faults that were played least so far."""
+        kind, rng, interval = KINDS[name], self.rng, self.times.interval
+        fault = min(kind.faults(), key=lambda fault: (self.drawn[fault], self.order.get(fault, 0)))
+        self.drawn[fault] += 1
+        length = rng.uniform(kind.shortest, kind.longest) * interval
+        start, operation = rng.uniform(0, interval), rng.choice(kind.operations)
+        return Episode(name, kind, start, length, operation, fault, rng.random() < 0.5)
+
+    def play(self, until: float) -> None:
+        """Play one fault after another; after each the agent is back, or it is told of.
+
+        At last it stops. Raises EndedError.
+        """
+        self.settle()
+        while time.monotonic() < until and (name := next(self.kinds, "")):
+            self.registry.dialect = self.rng.choice(DIALECTS)
+            calm = self.rng.uniform(0.2, 1.0) * self.times.interval
+            first, toss = self.draw(name), self.rng.random() < 0.5
+            beside = next(self.kinds_beside, "") if self.rng.random() < MIXED else ""
+            with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+                self.wait(first.start)
+                one.enter_context(self.meets(first))
+                if beside and beside.startswith(first.kind.beside):
+                    second = self.draw(beside)
+                    self.wait(second.start)
+                    other.enter_context(self.meets(second))
+                    self.wait(second.length)
+                    (one if toss else other).close()
+                self.wait(first.length)
+            self.settle()
+            self.wait(calm)
+        self.finish()
+
+    @contextlib.contextmanager
+    def meets(self, episode: Episode) -> Iterator[None]:
+        """Meet one fault meanwhile."""
+        with self.world.lock:
+            self.world.played[episode.name] += 1
+            self.events += 1  # its end
+            self.doing.append(episode)
+            self.watch.disturb(episode.name, episode.kind.keeps)
+        with episode.kind.play(episode, self):
+            yield
+        with self.world.lock:
+            self.watch.restore(episode.name, time.monotonic(), episode.kind.back)
+            self.doing.remove(episode)
+
+    def settle(self) -> None:
+        """Wait until the agent is back; one that is not in time complains by itself."""
+        while self.watch.waiting:
+            self.wait(LOOK_EVERY)
 
     # ---- what is seen of it
 
@@ -253,7 +346,7 @@ class Unit:
                 self.lives[-1].append(Sample(memory, process.num_fds()))
         self.judge_requests()
         self.read_log()
-        self.watch.see(time.monotonic(), self.world.registry.record(self.name))
+        self.watch.see(time.monotonic(), self.registry.record(self.name))
         if self.running and (code := self.sidecar.process.poll()) is not None:
             self.running = False
             self.complain(f"the agent ended by itself with exit code {code}")
@@ -316,12 +409,11 @@ class Unit:
             if SECRET in line:
                 self.complain("a token is in the log")
             in_time = self.watch.late.since(at - self.times.ttl) < LATE
-            if self.world.quiet and " WARNING " in line and in_time:
+            if any(each.kind.quiet for each in self.doing) and " WARNING " in line and in_time:
                 self.complain(f"a dropped connection costs a warning: {line}")
 
     def finish(self) -> None:
         """Stop it by SIGTERM, and look at its whole life."""
-        self.doing.append("the end of the soak")
         if self.running:
             ready, sentence = self.health(ready=True)
             if not self.watch.waiting and not ready:
@@ -358,33 +450,20 @@ class World:
         only: Collection[str] = (),
         stop_at_first: bool = False,
     ) -> None:
-        self.times, self.seed, self.agent, self.stop_at_first = times, seed, agent, stop_at_first
+        self.times, self.seed, self.agent, self.only = times, seed, agent, only
+        self.stop_at_first = stop_at_first
         self.healthcheck = runpy.run_path(str(agent.with_name("healthcheck.py")))
+        looks()  # before anybody is in a hurry
         self.lock, self.end = threading.RLock(), threading.Event()
         self.directory = tempfile.TemporaryDirectory(prefix="soak-")
-        self.token_file = Path(self.directory.name) / "token"
         self._secrets = itertools.count(1)
-        token = self.new_secret()
-        self.hand_out(token)
-        delay = times.interval / 8
-        self.registry = Registry(
-            ttl=times.ttl, token=token, failing_delay=delay, hang_delay=times.interval
-        )
-        self.units = [Unit(number, self) for number in range(agents)]
-        self.fronts = [unit.front for unit in self.units]  # what agents take for the registry
-        self.rng = random.Random(seed)
-        self.decks = {unit: deck(self.rng, fits(unit), only) for unit in self.units}
-        self.outages = deck(self.rng, lambda kind: kind.outage, only)
-        self.rounds = 0
-        self.outage = ""  # that is under way
-        self.quiet = False  # no warning may come of it
         self.violations: list[Violation] = []
-        self.drawn: collections.Counter[str] = collections.Counter()  # faults of the catalogue
-        self.met: collections.Counter[str] = collections.Counter()
+        self.met: collections.Counter[str] = collections.Counter()  # faults of the catalogue
         self.played: collections.Counter[str] = collections.Counter()  # kinds
         self.looks = 0
         self.began = time.monotonic()
         self._eyes = threading.Thread(target=self._watch, daemon=True)
+        self.units = [Unit(number, self) for number in range(agents)]
 
     def __enter__(self) -> Self:
         try:
@@ -412,33 +491,26 @@ class World:
         """Return a token that was never used."""
         return f"{SECRET}-{next(self._secrets)}"
 
-    def hand_out(self, token: str) -> None:
-        """Give all agents this token for the registry."""
-        write(self.token_file, token)
-
-    def renew_token(self) -> None:
-        """Renew it in the file first: what meets the old one is repeated with the new one."""
-        token = self.new_secret()
-        self.hand_out(token)
-        self.registry.token = token
-
-    def violation(self, unit: Unit | None, what: str) -> None:
-        """Note what does not hold."""
-        name, lines, doing = "all", list[str](), list[str]()
-        if unit:
-            name, lines, doing = unit.name, unit.sidecar.lines, unit.doing
-        fault = "; ".join(filter(None, (self.outage, *doing))) or "all sane"
-        at = time.monotonic() - self.began
-        self.violations.append(Violation(at, name, what, fault, lines[-TAIL:]))
-        if self.stop_at_first:
-            self.end.set()
-
     def wait(self, seconds: float) -> None:
         """Wait. Raises EndedError where the soak is over."""
         if self.end.wait(max(seconds, 0.0)):
             raise EndedError
 
-    # ---- who watches
+    def play(self, seconds: float, progress: Callable[[], object]) -> None:
+        """Let all play for so long, and then stop; call progress() now and then."""
+        until = time.monotonic() + seconds
+        with ThreadPoolExecutor(len(self.units)) as pool:
+            jobs = [pool.submit(unit.play, until) for unit in self.units]
+            try:
+                while wait(jobs, PROGRESS_EVERY, FIRST_EXCEPTION).not_done:
+                    if any(job.done() and job.exception() for job in jobs):
+                        break
+                    progress()
+            finally:  # after Ctrl-C, too, nobody goes on
+                self.end.set()
+        for job in jobs:
+            with contextlib.suppress(EndedError):
+                job.result()
 
     def _watch(self) -> None:
         """Look at everything, again and again, until the end."""
@@ -454,117 +526,6 @@ class World:
                             unit.watch.late.add(time.monotonic(), late)
                         unit.look(self.looks)
         except Exception as error:
-            self.violation(None, f"the soak itself has a bug: {error!r}")
+            self.violations.append(Violation(0.0, "the soak itself", repr(error), "", []))
             self.end.set()
             raise
-
-    # ---- who plays
-
-    def play_round(self, until: float) -> None:
-        """Let every agent have some faults, or all an outage and some of them one besides.
-
-        After a fault an agent has to be back before it has the next one. None begins after `until`.
-        Returns where everybody is back, or should be. Raises EndedError.
-        """
-        self.rounds += 1
-        self.registry.dialect = self.rng.choice(DIALECTS)
-        calm = self.rng.uniform(0.2, 1.0) * self.times.interval
-        outage = next(self.outages, None) if self.rounds % 2 == 0 else None
-        tracks: dict[Unit | None, list[Episode]] = {None: []}
-        if outage:
-            tracks[None].append(draw(self.rng, outage, self.times.interval, self.drawn))
-        for unit in self.units:
-            tracks[unit] = list(self._draw_track(unit, tracks[None]))
-        with ThreadPoolExecutor(len(tracks)) as pool:
-            jobs = [pool.submit(self._play, *track, calm, until) for track in tracks.items()]
-            try:
-                for job in jobs:
-                    job.result()
-            except BaseException:  # Ctrl-C too: nobody else is waited for
-                self.end.set()
-                raise
-        self.settle()
-        self.wait(calm)
-
-    def _draw_track(self, unit: Unit, outage: Sequence[Episode]) -> Iterator[Episode]:
-        left = self.times.interval * (0.0 if outage else STRETCH)
-        names, own = self.decks[unit], self.times.interval
-        for each in outage:
-            name = next(names, "") if self.rng.random() < MIXED else ""
-            if name and name.startswith(each.kind.beside):
-                yield self._drawn(name, own)
-        while left > 0 and (name := next(names, "")):
-            episode = self._drawn(name, own)
-            left -= episode.start + episode.length + own
-            yield episode
-
-    def _drawn(self, name: str, interval: float) -> Episode:
-        episode = draw(self.rng, name, interval, self.drawn)
-        self.drawn[episode.fault] += 1
-        return episode
-
-    def _play(
-        self, unit: Unit | None, episodes: Sequence[Episode], calm: float, until: float
-    ) -> None:
-        """Play the episodes of an agent, or an outage, one after another."""
-        for episode in episodes:
-            self.wait(episode.start)
-            if time.monotonic() > until:
-                return
-            self._play_one(episode, unit)
-            if unit:
-                while unit.watch.waiting and not self.outage:
-                    self.wait(LOOK_EVERY)
-                self.wait(calm)
-                unit.doing.remove(str(episode))
-
-    def _play_one(self, episode: Episode, unit: Unit | None) -> None:
-        concerned, kind = [unit] if unit else self.units, episode.kind
-        with self.lock:
-            self.played[episode.name] += 1
-            if unit:
-                unit.doing.append(str(episode))
-            else:
-                self.outage, self.quiet = str(episode), kind.quiet
-            for each in concerned:
-                each.events += 1  # its end
-                each.watch.disturb(episode.name, kind.keeps)
-        kind.play(episode, unit or self)
-        with self.lock:
-            for each in concerned:
-                each.watch.restore(episode.name, time.monotonic(), kind.back)
-            if not unit:
-                self.outage, self.quiet = "", False
-
-    def settle(self) -> None:
-        """Wait until every agent is back; those that are not in time complain by themselves."""
-        while any(unit.watch.waiting for unit in self.units):
-            self.wait(LOOK_EVERY)
-
-    def finish(self) -> None:
-        """Stop every agent."""
-        for unit in self.units:
-            unit.finish()
-        left = self.registry.names()
-        if left and not self.violations:
-            self.violation(None, f"left in the registry after SIGTERM: {left}")
-
-
-def fits(unit: Unit) -> Callable[[Kind], bool]:
-    """Return what tells whether a kind is for this agent.
-
-    Those with an even number are never restarted, so that their memory is seen over all the time.
-    """
-
-    def fit(kind: Kind) -> bool:
-        restarts = unit.number % 2 == 1 or not kind.restarts
-        return not kind.outage and restarts and kind.tls <= unit.tls
-
-    return fit
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file in one step, as a mounted secret is renewed."""
-    draft = path.with_suffix(".new")
-    draft.write_text(text)
-    draft.replace(path)
