@@ -27,7 +27,7 @@ from kit.sidecar import AGENT, FOREVER, TESTS, Sidecar, odd_lines
 
 SIGNALS = TESTS / "long" / "signals"
 EVERY = "EVERY_POINT" in os.environ
-POINTS = 10**6 if EVERY else 70  # of a window
+POINTS = 10**6 if EVERY else 80  # of a window
 AGENTS = 400 if EVERY else 60  # that are stopped at any time
 ACCEPTED = "Heartbeat accepted|Service registered successfully"
 LEAST_ACCEPTED = 4  # by an agent that went on
