@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 HEALTH_TIMEOUT, REGISTRY_TIMEOUT, RETRIES = 0.6, 0.8, 3
 LATE = 0.3  # seconds of lateness within a TTL, beyond which a lost record is the machine's fault
 ANNOUNCEMENT = re.compile(r"(?:Registration|Heartbeat) failed .*; next in ([\d.]+) s$")
-DROPPED = re.compile(r"(\d+) lines of the log were dropped")
 NO_REQUEST = re.compile(  # lines for which the registry need not have been asked
     r"connection refused|certificate refused|no answer within|Registry is back|Service has changed"
     r"|No heartbeat accepted for two intervals|Service is (?:DOWN|READY)|Health probe"
@@ -219,15 +218,14 @@ def resources(samples: Sequence[Sample]) -> list[str]:
     return [what for what, wrong in found.items() if wrong]
 
 
-def log_floods(times: Sequence[float], interval: float) -> str:
+def log_floods(times: Sequence[float], interval: float) -> list[str]:
     """Say how many lines came within five intervals, where they were too many."""
     ends = (bisect.bisect_right(times, at + 5 * interval) - i for i, at in enumerate(times))
     most = max(ends, default=0)
-    return f"{most} lines of log within {5 * interval:g} s" if most > FLOOD else ""
+    return [f"{most} lines of log within {5 * interval:g} s"] if most > FLOOD else []
 
 
-def log_repeats(lines: Sequence[str], events: int) -> str:
+def log_repeats(lines: Sequence[str], events: int) -> list[str]:
     """Say so where more lines tell of the registry than there were events to tell of."""
     told = sum(not NO_REQUEST.search(line) for line in lines)
-    told += sum(int(found[1]) for line in lines if (found := DROPPED.search(line)))
-    return f"{told} lines of log about the registry for {events} events" if told > events else ""
+    return [f"{told} lines of log about the registry for {events} events"] if told > events else []

@@ -43,6 +43,7 @@ LONG = 900  # characters of a bearer token
 TAIL = 25  # lines of a log in a report
 PROGRESS_EVERY = 30.0  # seconds
 FAULTS = sorted(ALL)
+SHIFT = len(FAULTS) * 5 // 8  # far from that of any other agent
 HOSTS = ("service", "registry")
 MIXED = 0.4  # how often a fault has another one beside it that may come meanwhile
 IDLE = 0.2  # seconds after a request in which its answer may still be on its way
@@ -121,14 +122,13 @@ class Unit:
         self.running = self.frozen = False
         self.awake_at = 0.0  # since when it is running and not frozen
         self.register_first = False  # whether the next request must be a registration
-        # What it plays, and the faults of the catalogue: each is drawn before any comes again.
+        # What it plays. All draw the faults in one order, each from another one on.
         self.rng = random.Random(f"{world.seed} {number}")
         self.kinds = self.draw_kinds(lambda _: True)
         self.kinds_beside = self.draw_kinds(lambda name: name.startswith(("agent", "service")))
         self.drawn: collections.Counter[str] = collections.Counter()
-        self.order = {
-            fault: rank for rank, fault in enumerate(self.rng.sample(FAULTS, len(FAULTS)))
-        }
+        order, shift = random.Random(world.seed).sample(FAULTS, len(FAULTS)), number * SHIFT
+        self.ranks = {fault: (rank + shift) % len(order) for rank, fault in enumerate(order)}
         self.doing: list[Episode] = []
         self.events = 0  # requests to the registry, and what else is worth a line
         self.judged = 0  # requests
@@ -166,7 +166,7 @@ class Unit:
         self.frozen = True
         self.sidecar.process.send_signal(signal.SIGSTOP)
 
-    def thaw(self, register_first: bool = False) -> None:
+    def thaw(self, register_first: bool) -> None:
         self.woken(register_first)
         self.sidecar.process.send_signal(signal.SIGCONT)
         self.frozen = False
@@ -282,7 +282,7 @@ class Unit:
     def draw(self, name: str) -> Episode:
         """Draw an episode of a kind, with one of the faults that were played least so far."""
         kind, rng, interval = KINDS[name], self.rng, self.times.interval
-        fault = min(kind.faults(), key=lambda fault: (self.drawn[fault], self.order.get(fault, 0)))
+        fault = min(kind.faults(), key=lambda name: (self.drawn[name], self.ranks.get(name, 0)))
         self.drawn[fault] += 1
         length = rng.uniform(kind.shortest, kind.longest) * interval
         start, operation = rng.uniform(0, interval), rng.choice(kind.operations)
@@ -424,13 +424,11 @@ class Unit:
         with self.world.lock:
             self.judge_requests()
             self.read_log()
-        for number, life in enumerate(self.lives, 1):
-            for wrong in watch.resources(life):
-                self.complain(f"life {number}: {wrong}")
-        if wrong := watch.log_floods(self.sidecar.times, self.times.interval):
-            self.complain(wrong)
-        if wrong := watch.log_repeats(self.sidecar.lines, self.events):
-            self.complain(wrong)
+        wrong = [what for life in self.lives for what in watch.resources(life)]
+        wrong += watch.log_floods(self.sidecar.times, self.times.interval)
+        wrong += watch.log_repeats(self.sidecar.lines, self.events)
+        for what in wrong:
+            self.complain(what)
 
 
 class World:
