@@ -44,6 +44,7 @@ class Kind(NamedTuple):
     back: float = 1.0  # the agent is back within so many, beside the deadlines of its requests
     beside: tuple[str, ...] = ()  # what may come meanwhile: how the names of such kinds begin
     tls: bool = False  # whether those alone meet it that speak TLS
+    slow: bool = False  # whether those meet it, too, that have a long interval
     restarts: bool = False
     quiet: bool = False  # whether no warning may come of it
 
@@ -322,8 +323,8 @@ def authority_late(_: Episode, unit: Unit) -> Iterator[None]:
 # ---- the agent itself; the TTL is two intervals
 
 
-@kind("agent frozen", 2, 0.2, 1.8)
-@kind("agent frozen beyond the TTL", 3, 2.1, 2.5, back=0)
+@kind("agent frozen", 2, 0.2, 1.8, slow=True)
+@kind("agent frozen beyond the TTL", 3, 2.1, 2.5, back=0, slow=True)
 def frozen(episode: Episode, unit: Unit) -> Iterator[None]:
     idle = unit.is_idle()
     unit.freeze()
@@ -331,7 +332,7 @@ def frozen(episode: Episode, unit: Unit) -> Iterator[None]:
     unit.thaw(register_first=idle and episode.length > unit.times.ttl)
 
 
-@kind("agent's host suspended", 2, 0, 0, back=0)
+@kind("agent's host suspended", 2, 0, 0, back=0, slow=True)
 def suspended(episode: Episode, unit: Unit) -> Iterator[None]:
     """Suspend it: as frozen, but it takes no time, and only a clock that goes on shows it."""
     unit.suspend((3.0 if episode.toss else 1.1) * unit.times.ttl, register_first=unit.is_idle())

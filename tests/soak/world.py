@@ -45,6 +45,7 @@ PROGRESS_EVERY = 30.0  # seconds
 FAULTS = sorted(ALL)
 SHIFT = len(FAULTS) * 5 // 8  # far from that of any other agent
 HOSTS = ("service", "registry")
+SLOWER = 3  # times: an interval that is longer than the slices of a second in which an agent waits
 MIXED = 0.4  # how often a fault has another one beside it that may come meanwhile
 IDLE = 0.2  # seconds after a request in which its answer may still be on its way
 
@@ -82,8 +83,10 @@ class Unit:
     """One agent with its service, its own way to the registry, and what is known of them."""
 
     def __init__(self, number: int, world: World) -> None:
-        self.name, self.world, self.times = f"soak_{number}", world, world.times
-        self.tls, self.restarts = number % 3 == 1, number % 2 == 1
+        self.name, self.world = f"soak_{number}", world
+        self.tls, self.slow, self.restarts = number % 3 == 1, number % 3 == 2, number % 2 == 1
+        interval = world.times.interval * (SLOWER if self.slow else 1)
+        self.times = world.times._replace(interval=interval)
         self.wait, self.watch = world.wait, Watch(self.times, self.complain)
         self.home = Path(world.directory.name) / self.name
         self.home.mkdir()
@@ -91,8 +94,9 @@ class Unit:
         tls = {peer: files for peer, (files, _) in shown.items()}
         self.trust(shown)
         self.service = GuardedService(version=self.watch.version, tls=tls.get("service"))
-        interval, ttl = self.times.interval, self.times.ttl
-        self.registry = Registry(ttl=ttl, failing_delay=interval / 8, hang_delay=interval)
+        self.registry = Registry(
+            ttl=self.times.ttl, failing_delay=interval / 8, hang_delay=interval
+        )
         self.front = Balancer([self.registry], tls=tls.get("registry"))
         self.new_bearer()
         self.renew_token()
@@ -275,7 +279,8 @@ class Unit:
         mine = {
             name: kind.weight
             for name, kind in KINDS.items()
-            if kind.tls <= self.tls and kind.restarts <= self.restarts and fits(name)
+            if kind.tls <= self.tls and self.slow <= kind.slow
+            if kind.restarts <= self.restarts and fits(name)
         }
         return deck(self.rng, [n for n in mine for _ in range(mine[n]) if not only or n in only])
 
