@@ -1,6 +1,7 @@
-"""SIGTERM and the deadline at every point where CPython runs a signal handler; SIGTERM at any time.
+"""SIGTERM and the deadline at the points where CPython runs a signal handler; SIGTERM at any time.
 
-How one gets to such a point, and how many there are: tests/long/signals/.
+How one gets to such a point, and how many there are: tests/long/signals/. Some points of each
+window are played, others in each run; with EVERY_POINT=1 all, in half an hour.
 """
 
 import json
@@ -25,10 +26,13 @@ from kit.peers.service import ToyService
 from kit.sidecar import AGENT, FOREVER, TESTS, Sidecar, odd_lines
 
 SIGNALS = TESTS / "long" / "signals"
-ACCEPTED = re.compile("Heartbeat accepted|Service registered successfully")
+EVERY = "EVERY_POINT" in os.environ
+POINTS = 10**6 if EVERY else 80  # of a window
+AGENTS = 400 if EVERY else 60  # that are stopped at any time
+ACCEPTED = "Heartbeat accepted|Service registered successfully"
 LEAST_ACCEPTED = 4  # by an agent that went on
 LEAST_POINTS = 300
-STRIDE = {"start": 31, "check": 31}  # else 7; most of a start is Python's parsers
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def build(name: str, home: Path) -> Path:
@@ -36,29 +40,23 @@ def build(name: str, home: Path) -> Path:
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if not compiler or not sys.platform.startswith("linux"):
         pytest.skip("needs Linux and a C compiler (cc, gcc or clang)")
-    built = home / f"{name}.so"
-    source = str(SIGNALS / f"{name}.c")
+    built, source = home / f"{name}.so", str(SIGNALS / f"{name}.c")
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(built), source, "-ldl"]
     subprocess.run(command, check=True)
     return built
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/long/signals/points.c, built."""
-    return build("points", tmp_path_factory.mktemp("signals"))
-
-
 class Way(NamedTuple):
     """A window of an agent's life (signals/deliver.py says which), and what it is like there."""
 
-    window: str = "2"
+    window: str = "beat"
     tls: bool = False
     kept: bool = True  # the registry's connection
     host: str = "127.0.0.1"  # or a name, that has to be looked up
     settings: Mapping[str, object] = {}
     arguments: tuple[str, ...] = ()
     codes: tuple[int, ...] = (0,)  # exit codes
+    late: bool = True  # whether the deadline is played, too
 
 
 WAYS = {
@@ -66,44 +64,52 @@ WAYS = {
     "name": Way(kept=False, host="localhost", settings={"SERVICE_HEALTH_CHECK": "tcp"}),
     "tls": Way(tls=True),
     "tls-new": Way(tls=True, kept=False, host="localhost"),
-    "start": Way("start"),
-    "stop": Way("stop", settings={"DRAIN_SECONDS": 5}),
-    "check": Way("start", arguments=("--check",), codes=(130, 0)),  # 0: it came after the work
+    "start": Way("start", late=False),
+    "stop": Way("stop", settings={"DRAIN_SECONDS": 5}, late=False),
+    # 0: it came after the work
+    "check": Way("start", arguments=("--check",), codes=(130, 0), late=False),
 }
 
 
-def deliver(number: signal.Signals, library: Path, name: str, stride: int, home: Path) -> None:
-    """Deliver the signal at every so many points of one window, and judge what comes of it."""
-    way = WAYS[name]
-    tls, ca_file = certificate(home, way.host) if way.tls else (None, "")
-    scheme = "https" if way.tls else "http"
-    with Registry(keep_alive=way.kept, tls=tls) as registry, ToyService(tls=tls) as service:
+@pytest.mark.parametrize(
+    ("number", "way"),
+    [
+        *((signal.SIGTERM, way) for way in WAYS),
+        *((signal.SIGALRM, way) for way in WAYS if WAYS[way].late),
+    ],
+)
+def test_at_points_of_a_window(number: signal.Signals, way: str, tmp_path: Path) -> None:
+    this = WAYS[way]
+    tls, ca_file = certificate(tmp_path, this.host) if this.tls else (None, "")
+    scheme = "https" if this.tls else "http"
+    with Registry(keep_alive=this.kept, tls=tls) as registry, ToyService(tls=tls) as service:
         settings = {
             "SERVICE_NAME": "service_{point}",
-            "SERVICE_HOST": way.host,
+            "SERVICE_HOST": this.host,
             "SERVICE_PORT": service.port,
             "SERVICE_SCHEME": scheme,
             "SERVICE_CA_FILE": ca_file,
-            "REGISTRY_URL": f"{scheme}://{way.host}:{registry.port}",
+            "REGISTRY_URL": f"{scheme}://{this.host}:{registry.port}",
             "REGISTRY_CA_FILE": ca_file,
-            "HEARTBEAT_FILE": home / "{point}",
-            **way.settings,
+            "HEARTBEAT_FILE": tmp_path / "{point}",
+            **this.settings,
         }
-        script = SIGNALS / "deliver.py"
-        arguments = [AGENT, library, number.name, way.window, stride, *way.arguments]
+        script, library = SIGNALS / "deliver.py", build("points", tmp_path)
+        seed = random.SystemRandom().randrange(10**6)
+        arguments = [AGENT, library, number.name, this.window, POINTS, seed, *this.arguments]
         done = subprocess.run(
-            [sys.executable, "-I", str(script), *map(str, arguments)],
+            [sys.executable, "-I", *map(str, (script, *arguments))],
             env={key: str(value) for key, value in settings.items()},
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
-        reports = [json.loads(line) for line in done.stdout.splitlines()]
-        count = int(reports[0]["place"])
-        print(f"{len(reports) - 1} of {count} points of {name}, {number.name}")
-        assert count > LEAST_POINTS, "the window is not what it should be"
+        first, *reports = map(json.loads, done.stdout.splitlines())
+        print(f"{len(reports)} of {first['place']} points, seed {seed}")
+        assert int(first["place"]) > LEAST_POINTS, "the window is not what it should be"
+        assert len(reports) == min(POINTS, int(first["place"]))
         assert sum(bool(report["place"]) for report in reports) > 0.9 * len(reports)
-        wrong = [judge(report, number, way, registry) for report in reports]
+        wrong = [judge(report, number, this, registry) for report in (first, *reports)]
         assert not any(wrong), summary(wrong)
 
 
@@ -116,46 +122,24 @@ def summary(wrong: list[str]) -> str:
 
 def judge(report: dict[str, Any], number: signal.Signals, way: Way, registry: Registry) -> str:
     """Say what is wrong with an agent, if anything is."""
-    lines, wrong = report["stdout"].splitlines(), []
-    if report["code"] not in way.codes:
-        wrong.append(f"exit {report['code']}")
+    said, lines = report["stdout"], report["stdout"].splitlines()
     odd = [line for line in lines if not line.isprintable()] if way.arguments else odd_lines(lines)
-    if report["stderr"] or odd or " ERROR " in report["stdout"] or "Traceback" in report["stdout"]:
-        wrong.append("more than log lines")
     # A registration that nobody has heard accepted may be another's record: it expires by itself.
-    heard = "Service registered successfully" in report["stdout"]
-    if heard and registry.record(f"service_{report['point']}"):
-        wrong.append("its record is still there")
-    if number == signal.SIGALRM and len(ACCEPTED.findall(report["stdout"])) < LEAST_ACCEPTED:
-        wrong.append("no heartbeats afterwards")
-    said = "\n".join(["", *lines[1:], report["stderr"]])
-    return f"{report['point']} {report['place']}: {', '.join(wrong)}{said}" if wrong else ""
-
-
-TERM = [(signal.SIGTERM, way) for way in WAYS]
-ALWAYS = [(signal.SIGTERM, "kept"), (signal.SIGTERM, "tls")]
-LATE = [(signal.SIGALRM, way) for way in ("kept", "name", "tls", "tls-new")]
-
-
-@pytest.mark.parametrize(("number", "way"), TERM + LATE)
-def test_at_some_points(number: signal.Signals, way: str, library: Path, tmp_path: Path) -> None:
-    deliver(number, library, way, 101, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("number", "way"), TERM + LATE)
-def test_at_every_point(number: signal.Signals, way: str, library: Path, tmp_path: Path) -> None:
-    """At all of them with EVERY_POINT=1, in half an hour; else at one of some."""
-    every = "EVERY_POINT" in os.environ or (number, way) in ALWAYS
-    deliver(number, library, way, 1 if every else STRIDE.get(way, 7), tmp_path)
+    heard = "Service registered successfully" in said
+    found = {
+        f"exit {report['code']}": report["code"] not in way.codes,
+        "more than log lines": report["stderr"] or odd or " ERROR " in said or "Traceback" in said,
+        "its record is still there": heard and registry.record(f"service_{report['point']}"),
+        "no heartbeats afterwards": number == signal.SIGALRM
+        and len(re.findall(ACCEPTED, said)) < LEAST_ACCEPTED,
+    }
+    wrong = ", ".join(what for what, is_wrong in found.items() if is_wrong)
+    whole = "\n".join(["", *lines[1:], report["stderr"]])
+    return f"{report['point']} {report['place']}: {wrong}{whole}" if wrong else ""
 
 
 def test_in_the_gap_before_a_sleep(registry: Registry, tmp_path: Path) -> None:
-    """Where Python has looked for signals, and the kernel does not sleep yet.
-
-    Nothing else ends it.
-    """
+    """Where Python has looked for signals, and the kernel does not sleep yet."""
     registry.play("register", ["status", 429, None, {"Retry-After": "100"}], times=FOREVER)
     gap = build("gap", tmp_path)
     with Sidecar(registry, SERVICE_HEALTH_CHECK="none", LD_PRELOAD=gap) as sidecar:
@@ -174,13 +158,12 @@ def stop_after(
 ) -> str:
     """Stop an agent a while after its start, or after so many of its requests were accepted.
 
-    Returns what went wrong, if anything did.
+    Return what went wrong, if anything did.
     """
     name = f"service_{number}"
-    settings = {"SERVICE_NAME": name, "HEARTBEAT_INTERVAL": 0.5}
-    with Sidecar(registry, service, **settings) as sidecar:
+    with Sidecar(registry, service, SERVICE_NAME=name, HEARTBEAT_INTERVAL=0.5) as sidecar:
         if accepted:
-            sidecar.wait_for(ACCEPTED.pattern, accepted, timeout=30.0)
+            sidecar.wait_for(ACCEPTED, accepted)
         time.sleep(delay)
         prepared = is_prepared(sidecar.pid)
         code, seconds = sidecar.stop()
@@ -193,19 +176,17 @@ def stop_after(
         return f"{number}, {delay:.3f} s: exit {code} in {seconds:.1f} s\n{sidecar.log}"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_after_a_random_time(service: ToyService) -> None:
-    """200 agents, each stopped between its start and its third heartbeat."""
+    """Agents that are each stopped between their start and their third heartbeat."""
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     draw = random.Random(seed)
     with Registry() as registry, ThreadPoolExecutor(8) as pool:
         jobs = []
-        for number in range(200):
+        for number in range(AGENTS):
             accepted = draw.choice([0, 0, 1, 2, 3])  # 0: it may still be starting
             delay = draw.uniform(0.0, 0.5 if accepted else 1.5)
             jobs.append(pool.submit(stop_after, accepted, delay, number, registry, service))
         wrong = [job.result() for job in jobs]
-        print({what: registry.count(what) for what in ("register", "heartbeat", "deregister")})
-        assert not any(wrong), summary(wrong)
+    assert not any(wrong), summary(wrong)

@@ -1,32 +1,24 @@
-"""The faults that the soak plays, by name, and what the head of each looks like to a client.
+"""The faults that the soak plays, by name, and which of them fail whoever meets them.
 
 The names are those of kit/peers, whatever it holds, and some that only make sense between the
-agent and its registry. Nobody keeps a list of what is a failure: each fault is played
-once, and looked at.
+agent and its registry. Nobody keeps a list of what is a failure: each fault is played once, and
+looked at.
 """
 
+import contextlib
 import functools
+import http.client
 import json
-import re
-import socket
-import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
+from urllib.parse import quote
 
 from kit.peers.faults import FAULTS, TLS_FAULTS, Fault, bomb, html_page, resolve
 from kit.peers.server import Exchange, Peer
 
-SLOW = [f"slow {tenths / 10:g}" for tenths in range(1, 7)]  # late, but perhaps within the deadline
-RETRY_SOON = [f"{code}, Retry-After: {wait}" for code in (429, 503) for wait in (1, 2, 4)]
-PATIENCE = 2.0  # seconds; what has brought no head by then fails by every deadline of the soak
-MOST = 1 << 20  # bytes; nor does a head end beyond these
-
-
-def retry_after(name: str) -> float:
-    """Return the seconds that this fault's Retry-After asks for, 0 where it has none."""
-    return float(name.partition("Retry-After: ")[2] or 0)
+PATIENCE = 1.5  # seconds in which no head comes any more: then the others never do
+INTERIM = 10  # answers with 102 or 103 before the one
 
 
 def cut_list(exchange: Exchange) -> None:
@@ -35,35 +27,23 @@ def cut_list(exchange: Exchange) -> None:
     exchange.raw(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n["another_service"]')
 
 
-_page = ["status", 200, html_page(200, "OK"), {"Content-Type": "text/html"}]
-_names = json.dumps([f"service_{number}" for number in range(10_000)])
-OWN: dict[str, Fault] = {
-    "web page": resolve(_page),
+SLOW: dict[str, Fault] = {  # late, but perhaps within the deadline
+    f"slow {tenths / 10:g}": resolve(["slow", tenths / 10]) for tenths in range(1, 7)
+}
+ASK_TO_WAIT: dict[str, Fault] = {
+    f"{code}, Retry-After: {wait}": resolve(["status", code, None, {"Retry-After": str(wait)}])
+    for code in (429, 503)
+    for wait in (1, 2, 4)
+}
+ANSWERS: Mapping[str, Fault] = {
+    **FAULTS,
+    **ASK_TO_WAIT,
+    "web page": resolve(["status", 200, html_page(200, "OK"), {"Content-Type": "text/html"}]),
     "list in an object": resolve(["json_text", '{"services":["another_service"]}']),
-    "list too long": resolve(["json_text", _names]),
+    "list too long": resolve(["json_text", json.dumps([f"service_{n}" for n in range(10_000)])]),
     "cut list": cut_list,
 }
-ALL = FAULTS | OWN
-
-
-def named_fault(name: str) -> Fault:
-    """Return the fault of this name: of ALL, a refusal with Retry-After, or "slow 0.3"."""
-    if name in ALL or name in TLS_FAULTS:
-        return (ALL | TLS_FAULTS)[name]
-    if wait := retry_after(name):
-        return resolve(["status", int(name[:3]), None, {"Retry-After": f"{wait:g}"}])
-    kind, parameter = name.split()
-    return resolve([kind, float(parameter)])
-
-
-# ---- what they look like
-
-
-class Look(NamedTuple):
-    """Whether a head came that says 2xx, and whether a web page followed."""
-
-    good: bool
-    page: bool
+ALL: Mapping[str, Fault] = {**ANSWERS, **SLOW, **TLS_FAULTS}
 
 
 def below() -> list[str]:
@@ -73,7 +53,7 @@ def below() -> list[str]:
 
 def anything() -> list[str]:
     """Return every fault of an answer."""
-    return sorted((*ALL, *SLOW))
+    return sorted((*ANSWERS, *SLOW))
 
 
 def failing() -> list[str]:
@@ -85,63 +65,53 @@ def failing_or_slow() -> list[str]:
     return [*failing(), *SLOW]
 
 
-def hollow() -> list[str]:
-    """Return what an agent may take for an acceptance, though the record gains nothing by it."""
-    return sorted(looks().keys() - failing())
-
-
 def unhealthy() -> list[str]:
     """Return what no healthy service answers."""
     return [name for name, look in looks().items() if not look.good]
 
 
-class _Gallery(Peer):
+class Gallery(Peer):
     """Shows one fault at each path."""
 
     def route(self, _method: str, path: str) -> str:
         return path
 
 
+class Look(NamedTuple):
+    """How an answer begins: whether its head says 2xx, and whether it announces a web page."""
+
+    good: bool
+    page: bool
+
+
 @functools.cache
 def looks() -> Mapping[str, Look]:
-    """Look at every fault once, at all of them at the same time."""
+    """Ask for every fault once, for all of them at the same time."""
     bomb(128)  # takes its time, which is none of the fault's
-    names = sorted(ALL)
-    with _Gallery() as gallery, ThreadPoolExecutor(len(names)) as pool:
-        for number, name in enumerate(names):
-            gallery.play(f"/{number}", named_fault(name), times=None)
-        seen = pool.map(lambda number: _look(gallery, f"/{number}"), range(len(names)))
-        return dict(zip(names, seen, strict=True))
+    names = sorted(ANSWERS)
+    with Gallery() as gallery, ThreadPoolExecutor(len(names)) as pool:
+        for name in names:
+            gallery.play(f"/{quote(name)}", ANSWERS[name], times=None)
+        jobs = {name: pool.submit(look, gallery, f"/{quote(name)}") for name in names}
+        done = wait(jobs.values(), PATIENCE).done
+        while more := wait(jobs.values(), PATIENCE).done - done:
+            done |= more
+        seen = {
+            name: job.result() if job in done else Look(False, False) for name, job in jobs.items()
+        }
+        gallery.stop()  # which ends the others
+    return seen
 
 
-def _look(gallery: Peer, path: str) -> Look:
-    """Ask for one of them, and read on until it is clear what it is.
-
-    A head that breaks off counts as one: Python's http.client does not tell them apart.
-    """
-    end, received, total, closed = time.monotonic() + PATIENCE, b"", 0, False
-    address = gallery.host, gallery.port
-    with socket.create_connection(address) as connection, suppress(TimeoutError):
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        while not closed and total < MOST and b"\r\n\r\n" not in received:
-            connection.settimeout(max(end - time.monotonic(), 0.001))
-            block = _receive(connection)
-            closed, total = not block, total + len(block)
-            received = _after_interim(received + block)
-    head, ended, body = received.partition(b"\r\n\r\n")
-    good = re.match(rb"HTTP/1\.\d +2\d\d\b", head) is not None and (bool(ended) or closed)
-    return Look(good, body.lstrip().startswith(b"<") or b"text/html" in head.lower())
-
-
-def _receive(connection: socket.socket) -> bytes:
-    """Return what has come, nothing when the connection has ended. Raises TimeoutError."""
-    try:
-        return connection.recv(65536)
-    except ConnectionError:
-        return b""
-
-
-def _after_interim(received: bytes) -> bytes:
-    """Return what follows the 1xx answers."""
-    interim = re.match(rb"(?:HTTP/1\.\d +1\d\d\b[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)*", received)
-    return received[interim.end() :] if interim else received
+def look(gallery: Gallery, path: str) -> Look:
+    """Read a head. One that breaks off is a whole one: Python does not tell them apart."""
+    connection = http.client.HTTPConnection(gallery.host, gallery.port)
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        for _ in range(INTERIM):  # as Python does with 100
+            if answer.status in (102, 103):
+                answer.headers = None  # type: ignore[assignment]
+                answer.begin()
+        return Look(200 <= answer.status < 300, "html" in answer.headers.get_content_type())
+    return Look(False, False)

@@ -1,51 +1,61 @@
-"""The soak's world.
+"""The soak's world: agents, each with a service and a registry of its own; who plays, who watches.
 
-The registry, the services, the agents, the faults they meet, and the eyes that watch.
+For each agent a thread plays its faults; one more looks at everything, every few milliseconds.
 """
+
+from __future__ import annotations
 
 import collections
 import contextlib
-import heapq
 import itertools
-import math
-import re
+import random
 import runpy
 import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import psutil
 
+from kit.certificates import certificate
 from kit.peers.balancer import Balancer
-from kit.peers.dead import dead_port
-from kit.peers.registry import Registry
-from kit.peers.server import Exchange, Request
-from kit.sidecar import AGENT, STOP_PROMISE, odd_lines
-from soak.catalogue import retry_after
-from soak.invariants import FLOOD, LATE, Sample, Times, about_registry, dropped, flooded, resources
-from soak.plays import Plays
-from soak.schedule import KINDS, QUIET, Episode, Round
-from soak.unit import ANY_OPERATION, DEAD, Aim, Unit, write
+from kit.peers.registry import DIALECTS, Registry
+from kit.peers.server import Answer, Request
+from kit.peers.service import ToyService
+from kit.sidecar import STOP_PROMISE, Sidecar, odd_lines
+from kit.stage import Stage
+from soak import watch
+from soak.catalogue import ALL, looks
+from soak.plays import KINDS, Episode, deck
+from soak.watch import LATE, Sample, Times, Watch
 
 LOOK_EVERY = 0.02  # seconds
 CHECK_EVERY = 10  # looks, for health and lateness
 MEASURE_EVERY = 100  # looks, for memory and descriptors
 WAKING = 6.0  # seconds from a start or a thaw in which the heartbeat file may be old
 SECRET = "soak-secret"
+LONG = 900  # characters of a bearer token
 TAIL = 25  # lines of a log in a report
-FAULTY = re.compile("WARNING (Heartbeat|Registration) failed|WARNING Health probe")
+PROGRESS_EVERY = 30.0  # seconds
+FAULTS = sorted(ALL)
+SHIFT = len(FAULTS) * 5 // 8  # far from that of any other agent
+HOSTS = ("service", "registry")
+SLOWER = 3  # times: an interval that is longer than the slices of a second in which an agent waits
+MIXED = 0.4  # how often a fault has another one beside it that may come meanwhile
+IDLE = 0.2  # seconds after a request in which its answer may still be on its way
+
+
+class EndedError(Exception):
+    """The soak is over."""
 
 
 class Violation(NamedTuple):
-    """Something that did not hold.
-
-    Seconds since the start, whom it concerns, what was going on, the log's end.
-    """
+    """What did not hold: seconds since the start, whose, what was going on, the log's end."""
 
     at: float
     agent: str
@@ -54,11 +64,384 @@ class Violation(NamedTuple):
     tail: list[str]
 
 
+class GuardedService(ToyService):
+    """A service that tells its health to those alone who show this bearer token."""
+
+    bearer = ""
+
+    def answer(self, request: Request) -> Answer:
+        if request.headers["Authorization"] != f"Bearer {self.bearer}":
+            return Answer(401, {"detail": "Unauthorized"})
+        return super().answer(request)
+
+
+# By peer: the files of a certificate and of its key, and its authority's certificate.
+Certificates = dict[str, tuple[tuple[str, str], str]]
+
+
+class Unit:
+    """One agent with its service, its own way to the registry, and what is known of them."""
+
+    def __init__(self, number: int, world: World) -> None:
+        self.name, self.world = f"soak_{number}", world
+        self.tls, self.slow, self.restarts = number % 3 == 1, number % 3 == 2, number % 2 == 1
+        interval = world.times.interval * (SLOWER if self.slow else 1)
+        self.times = world.times._replace(interval=interval)
+        self.wait, self.watch = world.wait, Watch(self.times, self.complain)
+        self.home = Path(world.directory.name) / self.name
+        self.home.mkdir()
+        shown = self.make_certificates() if self.tls else {}
+        tls = {peer: files for peer, (files, _) in shown.items()}
+        self.trust(shown)
+        self.service = GuardedService(version=self.watch.version, tls=tls.get("service"))
+        self.registry = Registry(
+            ttl=self.times.ttl, failing_delay=interval / 8, hang_delay=interval
+        )
+        self.front = Balancer([self.registry], tls=tls.get("registry"))
+        self.new_bearer()
+        self.renew_token()
+        scheme = "https" if self.tls else "http"
+        self.sidecar = Sidecar(
+            SERVICE_NAME=self.name,
+            SERVICE_HOST="service",
+            SERVICE_PORT=self.service.port,
+            SERVICE_SCHEME=scheme,
+            REGISTRY_URL=f"{scheme}://registry:{self.front.port}",
+            HEARTBEAT_INTERVAL=interval,
+            SERVICE_HEALTH_TIMEOUT=watch.HEALTH_TIMEOUT,
+            SERVICE_HEALTH_RETRIES=watch.RETRIES,
+            SERVICE_HEALTH_HEADERS_FILE=self.home / "headers",
+            REGISTRY_TIMEOUT=watch.REGISTRY_TIMEOUT,
+            REGISTRY_TOKEN_FILE=self.home / "token",
+            INITIAL_WAIT_TIMEOUT=86400,  # so that a dead service is never registered
+        )
+        if self.tls:
+            for peer in ("SERVICE", "REGISTRY"):
+                self.sidecar.settings[f"{peer}_CA_FILE"] = self.home / "ca.pem"
+        self.sidecar.script = [str(world.agent)]
+        # With the schedule's seed for what it draws, a run repeats itself as far as clocks let it.
+        names = {host: ["127.0.0.1"] for host in HOSTS}
+        self.stage = Stage(self.sidecar, names=names, seed=f"{world.seed} {number}", ahead=0.0)
+        self.ahead = 0.0  # seconds for which its host was suspended
+        self.running = self.frozen = False
+        self.awake_at = 0.0  # since when it is running and not frozen
+        self.register_first = False  # whether the next request must be a registration
+        # What it plays. All draw the faults in one order, each from another one on.
+        self.rng = random.Random(f"{world.seed} {number}")
+        self.kinds = self.draw_kinds(lambda _: True)
+        self.kinds_beside = self.draw_kinds(lambda name: name.startswith(("agent", "service")))
+        self.drawn: collections.Counter[str] = collections.Counter()
+        order, shift = random.Random(world.seed).sample(FAULTS, len(FAULTS)), number * SHIFT
+        self.ranks = {fault: (rank + shift) % len(order) for rank, fault in enumerate(order)}
+        self.doing: list[Episode] = []
+        self.events = 0  # requests to the registry, and what else is worth a line
+        self.judged = 0  # requests
+        self.read = 0  # lines of the log
+        self.lives: list[list[Sample]] = []
+        self.run_delay = 0.0  # seconds that the process had to wait for a processor
+
+    def complain(self, what: str) -> None:
+        """Note what does not hold."""
+        at, doing = time.monotonic() - self.world.began, "; ".join(map(str, self.doing))
+        lines = self.sidecar.lines[-TAIL:]
+        self.world.violations.append(Violation(at, self.name, what, doing or "all sane", lines))
+        if self.world.stop_at_first:
+            self.world.end.set()
+
+    # ---- what is done to it
+
+    def start(self) -> None:
+        self.sidecar.start()
+        self.lives.append([])
+        self.run_delay = 0.0
+        self.events += 4  # the lines of every start and stop
+        self.awake_at = time.monotonic()
+        self.watch.announced.clear()
+        self.running = True
+
+    def is_idle(self) -> bool:
+        """Tell whether a freeze begins after an answer: else nobody knows what is first after it.
+
+        Nor where there is another fault, too.
+        """
+        return time.monotonic() - self.front.requests[-1].at > IDLE and len(self.doing) == 1
+
+    def freeze(self) -> None:
+        self.frozen = True
+        self.sidecar.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self, register_first: bool) -> None:
+        self.woken(register_first)
+        self.sidecar.process.send_signal(signal.SIGCONT)
+        self.frozen = False
+
+    def suspend(self, seconds: float, register_first: bool) -> None:
+        """Let its host have been suspended for so long, while the registry's clock went on."""
+        self.ahead += seconds
+        self.woken(register_first)
+        self.stage.set(ahead=self.ahead)
+        self.registry.expire()
+
+    def woken(self, register_first: bool) -> None:
+        """Note that it goes on after a while."""
+        with self.world.lock:
+            self.awake_at = time.monotonic()
+            self.register_first = register_first
+
+    def write(self, name: str, text: str) -> None:
+        """Replace one of its files in one step, as a mounted secret is renewed."""
+        draft = self.home / "new"
+        draft.write_text(text)
+        draft.replace(self.home / name)
+
+    def new_bearer(self) -> None:
+        """Let the service ask for another bearer token, which the agent finds in its file."""
+        bearer = f"{self.world.new_secret()}-{'x' * LONG}"
+        self.write("headers", f"Authorization: Bearer {bearer}\n")
+        self.service.bearer = bearer
+
+    def renew_token(self) -> None:
+        """Renew it in the file first: what meets the old one is repeated with the new one."""
+        token = self.world.new_secret()
+        self.write("token", token)
+        self.registry.token = token
+
+    def new_version(self) -> None:
+        """Give the service a new version, which the record must show."""
+        self.service.version = self.watch.version = str(int(self.watch.version) + 1)
+
+    def make_certificates(self) -> Certificates:
+        """Return a new certificate for each of the two peers, of a new authority."""
+        made = {host: certificate(self.home, host) for host in HOSTS}
+        return {host: (files, Path(ca).read_text()) for host, (files, ca) in made.items()}
+
+    def show(self, certificates: Certificates) -> None:
+        """Let the peers show these to whoever connects."""
+        self.service.certify(certificates["service"][0])
+        self.front.certify(certificates["registry"][0])
+
+    def trust(self, certificates: Certificates) -> None:
+        """Let the agent trust their authorities."""
+        self.write("ca.pem", "".join(authority for _, authority in certificates.values()))
+
+    def leave(self) -> None:
+        """Note that the process is about to end, and may."""
+        with self.world.lock:
+            self.running = False
+
+    def reap(self, timeout: float) -> int:
+        """Wait for the process to end; return its exit code. Raises TimeoutExpired."""
+        code = self.sidecar.wait(timeout)
+        assert self.sidecar.process.stdout is not None
+        self.sidecar.process.stdout.close()
+        return code
+
+    def kill(self) -> None:
+        self.leave()
+        self.sidecar.process.kill()
+        self.reap(10)
+
+    def terminate(self) -> None:
+        """Send SIGTERM: the agent has to stop as promised, and take its record away if it can."""
+        self.leave()
+        sane, slack, late = len(self.doing) < 2, self.times.slack, self.watch.late
+        self.sidecar.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        try:
+            code = self.reap(STOP_PROMISE + slack + 10)
+        except subprocess.TimeoutExpired:
+            self.complain("SIGTERM does not end the agent")
+            self.kill()
+            return
+        took = time.monotonic() - began
+        if code != 0 or took > STOP_PROMISE + slack + late.since(began):
+            self.complain(f"SIGTERM: exit code {code} after {took:.1f} s")
+        if sane and self.registry.record(self.name) and late.since(began) < LATE:
+            self.complain("the record is still there after SIGTERM")
+
+    def clear_away(self) -> None:
+        """End whatever runs, and remove the files."""
+        self.leave()
+        if self.lives:  # it was started
+            self.sidecar.process.kill()
+            self.sidecar.close()
+        self.service.stop()
+        self.front.stop()
+
+    # ---- who plays
+
+    def draw_kinds(self, fits: Callable[[str], bool]) -> Iterator[str]:
+        """Yield kinds that are for this agent, each as often as it weighs before it comes again.
+
+        Some are never restarted, so that their memory is seen over all the time.
+        """
+        only = self.world.only
+        mine = {
+            name: kind.weight
+            for name, kind in KINDS.items()
+            if kind.tls <= self.tls and self.slow <= kind.slow
+            if kind.restarts <= self.restarts and fits(name)
+        }
+        return deck(self.rng, [n for n in mine for _ in range(mine[n]) if not only or n in only])
+
+    def draw(self, name: str) -> Episode:
+        """Draw an episode of a kind, with one of the faults that were played least so far."""
+        kind, rng, interval = KINDS[name], self.rng, self.times.interval
+        fault = min(kind.faults(), key=lambda name: (self.drawn[name], self.ranks.get(name, 0)))
+        self.drawn[fault] += 1
+        length = rng.uniform(kind.shortest, kind.longest) * interval
+        start, operation = rng.uniform(0, interval), rng.choice(kind.operations)
+        return Episode(name, kind, start, length, operation, fault, rng.random() < 0.5)
+
+    def play(self, until: float) -> None:
+        """Play one fault after another; after each the agent is back, or it is told of.
+
+        At last it stops. Raises EndedError.
+        """
+        self.settle()
+        while time.monotonic() < until and (name := next(self.kinds, "")):
+            self.registry.dialect = self.rng.choice(DIALECTS)
+            calm = self.rng.uniform(0.2, 1.0) * self.times.interval
+            first, toss = self.draw(name), self.rng.random() < 0.5
+            beside = next(self.kinds_beside, "") if self.rng.random() < MIXED else ""
+            with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+                self.wait(first.start)
+                one.enter_context(self.meets(first))
+                if beside and beside.startswith(first.kind.beside):
+                    second = self.draw(beside)
+                    self.wait(second.start)
+                    other.enter_context(self.meets(second))
+                    self.wait(second.length)
+                    (one if toss else other).close()
+                self.wait(first.length)
+            self.settle()
+            self.wait(calm)
+        self.finish()
+
+    @contextlib.contextmanager
+    def meets(self, episode: Episode) -> Iterator[None]:
+        """Meet one fault meanwhile."""
+        with self.world.lock:
+            self.world.played[episode.name] += 1
+            self.events += 1  # its end
+            self.doing.append(episode)
+            self.watch.disturb(episode.name, episode.kind.keeps)
+        with episode.kind.play(episode, self):
+            yield
+        with self.world.lock:
+            self.watch.restore(episode.name, time.monotonic(), episode.kind.back)
+            self.doing.remove(episode)
+
+    def settle(self) -> None:
+        """Wait until the agent is back; one that is not in time complains by itself."""
+        while self.watch.waiting:
+            self.wait(LOOK_EVERY)
+
+    # ---- what is seen of it
+
+    def look(self, looks: int) -> None:
+        """Judge what has happened since the last look."""
+        if looks % CHECK_EVERY == 0 and self.running:
+            self.check_health()
+            self.note_run_delay()
+        if looks % MEASURE_EVERY == 0 and self.running:
+            with contextlib.suppress(psutil.Error):  # it ended just now
+                process = psutil.Process(self.sidecar.process.pid)
+                memory = process.memory_info().rss // 1024
+                self.lives[-1].append(Sample(memory, process.num_fds()))
+        self.judge_requests()
+        self.read_log()
+        self.watch.see(time.monotonic(), self.registry.record(self.name))
+        if self.running and (code := self.sidecar.process.poll()) is not None:
+            self.running = False
+            self.complain(f"the agent ended by itself with exit code {code}")
+            self.world.end.set()  # who plays counts on it
+
+    def judge_requests(self) -> None:
+        with self.front.lock:
+            new = self.front.count() - self.judged
+            requests = self.front.requests[-new:] if new else []
+        self.judged += new
+        self.events += new
+        for request in requests:
+            self.watch.asked(request.at, request.operation)
+            if request.operation not in ("register", "heartbeat", "list", "deregister"):
+                self.complain(f"a request that no sidecar makes: {request.method} {request.path}")
+            if self.register_first and request.at > self.awake_at:
+                self.register_first = False
+                # Without a probe before it, it was about to be sent when the agent froze.
+                probed = self.service.requests[-1].at > self.awake_at
+                if probed and request.operation == "heartbeat":
+                    self.complain("a heartbeat, not a registration, after longer than the TTL")
+
+    def check_health(self) -> None:
+        """Judge the heartbeat file as healthcheck.py does."""
+        now, late = time.monotonic(), self.watch.late
+        if self.frozen or now < self.awake_at + WAKING + late.since(self.awake_at):
+            return
+        well, sentence = self.health(late=late.since(now - self.times.interval))
+        if not well:
+            self.complain(f"the health check says: {sentence}")
+            self.awake_at = now  # once is enough
+
+    def health(self, late: float = 0.0, ready: bool = False) -> tuple[bool, str]:
+        """Return what healthcheck.py finds, and its sentence."""
+        check = self.world.healthcheck
+        try:
+            line = check["read"](str(self.sidecar.heartbeat_file))
+        except OSError as error:
+            return False, f"no heartbeat file: {error.strerror}"
+        well, sentence = check["judge"](line, check["clock"]() + self.ahead - late, ready=ready)
+        return bool(well), str(sentence)
+
+    def note_run_delay(self) -> None:
+        """Note as lateness what the process had to wait for a processor (Linux)."""
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            schedule = Path(f"/proc/{self.sidecar.process.pid}/schedstat").read_text()
+            delay = int(schedule.split()[1]) / 1e9
+            if not self.frozen:
+                self.watch.late.add(time.monotonic(), delay - self.run_delay)
+            self.run_delay = delay
+
+    def read_log(self) -> None:
+        lines, times = self.sidecar.lines, self.sidecar.times
+        while self.read < len(lines):
+            line, at = lines[self.read], times[self.read]
+            self.read += 1
+            self.watch.said(line, at)
+            if odd_lines([line]):
+                self.complain(f"an odd line in the log: {line!r}")
+            if SECRET in line:
+                self.complain("a token is in the log")
+            in_time = self.watch.late.since(at - self.times.ttl) < LATE
+            if any(each.kind.quiet for each in self.doing) and " WARNING " in line and in_time:
+                self.complain(f"a dropped connection costs a warning: {line}")
+
+    def finish(self) -> None:
+        """Stop it by SIGTERM, and look at its whole life."""
+        if self.running:
+            ready, sentence = self.health(ready=True)
+            if not self.watch.waiting and not ready:
+                self.complain(f"healthcheck.py --ready at the end: {sentence}")
+            with self.world.lock:
+                self.watch.disturb("the end")
+            self.terminate()
+        with self.world.lock:
+            self.judge_requests()
+            self.read_log()
+        wrong = [what for life in self.lives for what in watch.resources(life)]
+        wrong += watch.log_floods(self.sidecar.times, self.times.interval)
+        wrong += watch.log_repeats(self.sidecar.lines, self.events)
+        for what in wrong:
+            self.complain(what)
+
+
 class World:
     """Everything that runs. A context manager: on leaving it, all is ended and removed.
 
-    Args: how many agents; the durations; the seed of what they draw by chance; the agent's file,
-    which has its healthcheck.py beside it; stop_at_first, to end at the first violation.
+    Args: how many agents; the durations; the seed of all that is drawn; the agent's file, which has
+    its healthcheck.py beside it; the kinds of fault to keep to, all where there is none; whether to
+    end at the first violation.
     """
 
     def __init__(
@@ -66,65 +449,38 @@ class World:
         agents: int,
         times: Times,
         seed: int,
-        agent: Path = AGENT,
+        agent: Path,
+        only: Collection[str] = (),
         stop_at_first: bool = False,
     ) -> None:
-        self.times, self.seed, self.agent = times, seed, agent
+        self.times, self.seed, self.agent, self.only = times, seed, agent, only
         self.stop_at_first = stop_at_first
         self.healthcheck = runpy.run_path(str(agent.with_name("healthcheck.py")))
-        self.clock = self.healthcheck.get("clock", time.monotonic)
+        looks()  # before anybody is in a hurry
+        self.lock, self.end = threading.RLock(), threading.Event()
         self.directory = tempfile.TemporaryDirectory(prefix="soak-")
-        self.token_file = Path(self.directory.name) / "token"
         self._secrets = itertools.count(1)
-        token = self.new_secret()
-        self.hand_out(token)
-        self.registry = Registry(
-            ttl=times.ttl,
-            token=token,
-            failing_delay=times.interval / 8,
-            hang_delay=times.interval,
-            retry_after=1,
-        )
-        self.balancer = Balancer([self.registry])  # there is but one replica, usually
-        self.lock = threading.RLock()
-        self.units = [Unit(number, self) for number in range(agents)]
-        self.registry.ttls = {unit.name: unit.times.ttl for unit in self.units}
-        self.hosts = {unit.hosts["registry"]: unit for unit in self.units}
-        # All that agents take for the registry.
-        self.fronts = list(dict.fromkeys([self.balancer, *(unit.front for unit in self.units)]))
-        self.dead_ports = contextlib.ExitStack()
-        self.plays = Plays(self)
         self.violations: list[Violation] = []
+        self.met: collections.Counter[str] = collections.Counter()  # faults of the catalogue
         self.played: collections.Counter[str] = collections.Counter()  # kinds
-        self.met: collections.Counter[tuple[str, str]] = (
-            collections.Counter()
-        )  # operations, faults of the catalogue
-        self.outage = ""
         self.looks = 0
         self.began = time.monotonic()
-        self.end = threading.Event()
         self._eyes = threading.Thread(target=self._watch, daemon=True)
+        self.units = [Unit(number, self) for number in range(agents)]
 
     def __enter__(self) -> Self:
         try:
-            self._start()
+            for unit in self.units:
+                unit.front.start()
+                unit.service.start()
+                unit.watch.disturb("start")
+                unit.start()
+                unit.watch.restore("start", time.monotonic())
+            self._eyes.start()
         except BaseException:  # Ctrl-C too: nothing stays behind
             self.__exit__()
             raise
         return self
-
-    def _start(self) -> None:
-        for front in self.fronts:
-            front.play(ANY_OPERATION, self._meet, times=None)
-            front.start()
-        for peer in (*self.fronts, *(unit.service for unit in self.units)):
-            self.dead_ports.enter_context(dead_port(DEAD, peer.port))
-        for unit in self.units:
-            unit.service.start()
-            unit.watch.disturb("start")
-            unit.start()
-            unit.watch.restore("start", time.monotonic())
-        self._eyes.start()
 
     def __exit__(self, *exception: object) -> None:
         self.end.set()
@@ -132,74 +488,32 @@ class World:
             self._eyes.join(10)
         for unit in self.units:
             unit.clear_away()
-        self.dead_ports.close()
-        self.balancer.stop()
         self.directory.cleanup()
 
     def new_secret(self) -> str:
         """Return a token that was never used."""
         return f"{SECRET}-{next(self._secrets)}"
 
-    def hand_out(self, token: str) -> None:
-        """Give all agents this token for the registry."""
-        write(self.token_file, token)
+    def wait(self, seconds: float) -> None:
+        """Wait. Raises EndedError where the soak is over."""
+        if self.end.wait(max(seconds, 0.0)):
+            raise EndedError
 
-    def violation(self, unit: Unit | None, what: str) -> None:
-        """Note what does not hold."""
-        tail = unit.sidecar.lines[-TAIL:] if unit else []
-        fault = "; ".join(filter(None, (self.outage, *(unit.doing if unit else ())))) or "all sane"
-        with self.lock:
-            self.violations.append(
-                Violation(
-                    time.monotonic() - self.began, unit.name if unit else "all", what, fault, tail
-                )
-            )
-        if self.stop_at_first:
-            self.end.set()
-
-    # ---- the requests to the registry
-
-    def _meet(self, exchange: Exchange) -> None:
-        """Play what is aimed at the agent that asks, else give the sane answer."""
-        asked = exchange.asked
-        unit = self.hosts.get(asked.headers["Host"].partition(":")[0])
-        if not unit or asked.operation not in ("register", "heartbeat", "list", "deregister"):
-            self.violation(unit, f"a request that no sidecar makes: {asked.method} {asked.path}")
-            exchange.sane()
-            return
-        with self.lock:
-            self._note(unit, asked)
-            aim = self._take(unit, asked.operation)
-            if aim and asked.operation == "register":
-                unit.watch.asked_to_wait(time.monotonic(), retry_after(aim.name))
-        if aim:
-            aim.fault(exchange)
-        else:
-            exchange.sane()
-
-    def _note(self, unit: Unit, asked: Request) -> None:
-        """Judge a request to the registry."""
-        unit.events += 1
-        unit.asked[asked.operation] += 1
-        unit.asked_at = asked.at
-        self._complain(unit, unit.watch.request(asked.at, asked.operation))
-        if asked.operation == "heartbeat":
-            self._complain(unit, unit.watch.see(time.monotonic(), self.registry.record(unit.name)))
-            # Without a probe before it, it was about to be sent when the agent froze.
-            if unit.register_first and unit.service.requests[-1].at > unit.awake_at:
-                self.violation(unit, "a heartbeat, not a registration, after longer than the TTL")
-        unit.register_first = False
-
-    def _take(self, unit: Unit, operation: str) -> Aim | None:
-        for aim in unit.aims:
-            if aim.operation in (ANY_OPERATION, operation):
-                if aim.once:
-                    unit.aims.remove(aim)
-                self.met[operation, aim.name] += 1
-                return aim
-        return None
-
-    # ---- the eyes
+    def play(self, seconds: float, progress: Callable[[], object]) -> None:
+        """Let all play for so long, and then stop; call progress() now and then."""
+        until = time.monotonic() + seconds
+        with ThreadPoolExecutor(len(self.units)) as pool:
+            jobs = [pool.submit(unit.play, until) for unit in self.units]
+            try:
+                while wait(jobs, PROGRESS_EVERY, FIRST_EXCEPTION).not_done:
+                    if any(job.done() and job.exception() for job in jobs):
+                        break
+                    progress()
+            finally:  # after Ctrl-C, too, nobody goes on
+                self.end.set()
+        for job in jobs:
+            with contextlib.suppress(EndedError):
+                job.result()
 
     def _watch(self) -> None:
         """Look at everything, again and again, until the end."""
@@ -208,211 +522,13 @@ class World:
                 due = time.monotonic() + LOOK_EVERY
                 time.sleep(LOOK_EVERY)
                 self.looks += 1
-                self._look_around(time.monotonic() - due)
+                late = time.monotonic() - due
+                for unit in self.units:
+                    with self.lock:
+                        if late > LOOK_EVERY:
+                            unit.watch.late.add(time.monotonic(), late)
+                        unit.look(self.looks)
         except Exception as error:
-            self.violation(None, f"the soak itself has a bug: {error!r}")
+            self.violations.append(Violation(0.0, "the soak itself", repr(error), "", []))
             self.end.set()
             raise
-
-    def _look_around(self, lateness: float) -> None:
-        for unit in self.units:
-            with self.lock:
-                if lateness > LOOK_EVERY:
-                    unit.watch.late.add(time.monotonic(), lateness)
-                self._look(unit)
-
-    def _look(self, unit: Unit) -> None:
-        if self.looks % CHECK_EVERY == 0 and unit.running:
-            self._check_health(unit)
-            self._note_run_delay(unit)
-        if self.looks % MEASURE_EVERY == 0 and unit.running:
-            with contextlib.suppress(psutil.Error):  # it ended just now
-                unit.lives[-1].append(measure(unit.sidecar.process.pid))
-        self._read_log(unit)
-        self._complain(unit, unit.watch.see(time.monotonic(), self.registry.record(unit.name)))
-        if unit.running and unit.sidecar.process.poll() is not None:
-            unit.running = False
-            self.violation(
-                unit, f"the agent ended by itself with exit code {unit.sidecar.process.returncode}"
-            )
-            self.end.set()  # the schedule counts on it
-
-    def _complain(self, unit: Unit, what: str) -> None:
-        if what:
-            self.violation(unit, what)
-
-    def _check_health(self, unit: Unit) -> None:
-        """Judge the heartbeat file as healthcheck.py does."""
-        now = time.monotonic()
-        if unit.frozen or now < unit.awake_at + WAKING + unit.watch.late.since(unit.awake_at):
-            return
-        try:
-            line = self.healthcheck["read"](str(unit.sidecar.heartbeat_file))
-        except OSError as error:
-            self.violation(unit, f"no heartbeat file: {error.strerror}")
-            return
-        late = unit.watch.late.since(now - unit.times.interval)
-        well, sentence = self.healthcheck["judge"](line, self.clock() + unit.ahead - late)
-        if not well:
-            self.violation(unit, f"the health check says: {sentence}")
-            unit.awake_at = now  # once is enough
-
-    def _note_run_delay(self, unit: Unit) -> None:
-        """Note as lateness what the process had to wait for a processor (Linux)."""
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            delay = (
-                int(Path(f"/proc/{unit.sidecar.process.pid}/schedstat").read_text().split()[1])
-                / 1e9
-            )
-            if not unit.frozen:
-                unit.watch.late.add(time.monotonic(), delay - unit.run_delay)
-            unit.run_delay = delay
-
-    def _read_log(self, unit: Unit) -> None:
-        lines = unit.sidecar.lines
-        while unit.read < len(lines):
-            line, at = lines[unit.read], unit.sidecar.times[unit.read]
-            unit.read += 1
-            self._complain(unit, unit.watch.said(line, at))
-            if odd_lines([line]):
-                self.violation(unit, f"an odd line in the log: {line!r}")
-            if SECRET in line:
-                self.violation(unit, "the token is in the log")
-            if (
-                self.outage in QUIET
-                and FAULTY.search(line)
-                and unit.watch.late.since(at - unit.times.ttl) < LATE
-            ):
-                self.violation(unit, f"a dropped connection costs a warning: {line}")
-
-    # ---- playing
-
-    def play(self, this: Round, until: float = math.inf) -> None:
-        """Play a round, and wait until everybody is back, or should be.
-
-        No episode begins after `until` (monotonic).
-        """
-        for replica in self.plays.replicas:
-            replica.dialect = this.dialect
-        tracks: list[tuple[Unit | None, tuple[Episode, ...]]] = list(
-            zip(self.units, this.tracks, strict=True)
-        )
-        if this.outage:
-            tracks.append((None, (this.outage,)))
-        began = time.monotonic()
-        steps = [
-            (0.0, number, self._track(*track, this.calm, until))
-            for number, track in enumerate(tracks)
-        ]
-        while steps and not self.end.is_set():
-            at, number, track = heapq.heappop(steps)
-            self.end.wait(max(began + at - time.monotonic(), 0))
-            wait = next(track, None)
-            if wait is not None:
-                heapq.heappush(steps, (time.monotonic() - began + wait, number, track))
-        self.settle()
-        self.end.wait(this.calm)
-
-    def settle(self) -> None:
-        """Wait until every agent is back; those that are not in time complain by themselves."""
-        while not self.end.wait(LOOK_EVERY) and any(unit.watch.waiting for unit in self.units):
-            pass
-
-    def _track(
-        self, unit: Unit | None, episodes: Iterable[Episode], calm: float, until: float
-    ) -> Iterator[float]:
-        """Play the episodes one after another; yield the seconds to wait before each step."""
-        for episode in episodes:
-            yield episode.start
-            if time.monotonic() > until:
-                return
-            yield from self._episode(episode, unit)
-            if unit:
-                while unit.watch.waiting and not self.outage:
-                    yield LOOK_EVERY
-                yield calm
-                unit.doing.remove(str(episode))
-
-    def _episode(self, episode: Episode, unit: Unit | None) -> Iterator[float]:
-        """Begin an episode, yield the seconds that it lasts, end it."""
-        concerned, how = [unit] if unit else self.units, KINDS[episode.kind]
-        with self.lock:
-            self.played[episode.kind] += 1
-            if unit:
-                unit.doing.append(str(episode))
-            else:
-                self.outage = episode.kind
-            for each in concerned:
-                each.events += 1  # its end
-                each.watch.disturb(episode.kind, how.keeps)
-        plays = self.plays
-        play = (
-            plays.on_agent[episode.kind](episode, unit)
-            if unit
-            else plays.on_registry[episode.kind](episode)
-        )
-        yield from play
-        with self.lock:
-            for each in concerned:
-                each.watch.restore(episode.kind, time.monotonic(), how.back * each.times.interval)
-            if not unit:
-                self.outage = ""
-
-    def terminate(self, unit: Unit) -> None:
-        """Send SIGTERM and see to it that the agent stops as promised.
-
-        Takes its record away where it can.
-        """
-        unit.leave()
-        sane = not self.outage
-        unit.sidecar.process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        try:
-            code = unit.reap(STOP_PROMISE + self.times.slack + 10)
-        except subprocess.TimeoutExpired:
-            self.violation(unit, "SIGTERM does not end the agent")
-            unit.kill()
-            return
-        took = time.monotonic() - began
-        if code != 0 or took > STOP_PROMISE + self.times.slack + unit.watch.late.since(began):
-            self.violation(unit, f"SIGTERM: exit code {code} after {took:.1f} s")
-        if sane and self.registry.record(unit.name) and unit.watch.late.since(began) < LATE:
-            self.violation(unit, "the record is still there after SIGTERM")
-
-    # ---- the end
-
-    def finish(self) -> None:
-        """Stop every agent by SIGTERM, and look at their whole lives."""
-        for unit in self.units:
-            unit.doing.append("the end of the soak")
-            if unit.running:
-                line = self.healthcheck["read"](str(unit.sidecar.heartbeat_file))
-                now = self.clock() + unit.ahead
-                ready, sentence = self.healthcheck["judge"](line, now, ready=True)
-                if not unit.watch.waiting and not ready:
-                    self.violation(unit, f"healthcheck.py --ready at the end: {sentence}")
-                with self.lock:
-                    unit.watch.disturb("the end")
-                self.terminate(unit)
-            with self.lock:
-                self._read_log(unit)
-            for number, life in enumerate(unit.lives, 1):
-                for wrong in resources(life):
-                    self.violation(unit, f"life {number}: {wrong}")
-            window = 5 * unit.times.interval
-            if (most := flooded(unit.sidecar.times, window)) > FLOOD:
-                self.violation(unit, f"{most} lines of log within {window:g} s")
-            lines = about_registry(unit.sidecar.lines) + dropped(unit.sidecar.lines)
-            if lines > unit.events:
-                self.violation(
-                    unit, f"{lines} lines of log about the registry for {unit.events} events"
-                )
-        left = self.registry.names()
-        if left and not self.violations:
-            self.violation(None, f"left in the registry after SIGTERM: {left}")
-
-
-def measure(pid: int) -> Sample:
-    """Return what a process uses. Raises psutil.Error."""
-    process = psutil.Process(pid)
-    return Sample(process.memory_info().rss // 1024, process.num_fds())

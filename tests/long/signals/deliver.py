@@ -1,8 +1,8 @@
-"""Delivers a signal to the real agent.py at each point at which CPython runs a signal handler.
+"""Delivers a signal to the real agent.py at points at which CPython runs a signal handler.
 
 The points of one window of the agent's life:
 
-2       from the end of its second sleep (or of another) to its next: a probe and a heartbeat
+beat    from the end of its second sleep to its next: a probe and a heartbeat
 start   from where it takes over SIGTERM to its first sleep, or to its end
 stop    from a first SIGTERM, which ends its second sleep, to its end
 
@@ -10,8 +10,9 @@ Each point gets an agent of its own, forked from here after the slow imports, wh
 first line to its end. Its clocks and its time.sleep are ours: a sleep takes no time.
 
 Args: agent.py; the built points.c; SIGTERM, or SIGALRM, at which the clock jumps past every
-deadline; the window; the stride; the agent's own arguments. The environment holds the settings;
-`{point}` in one of them stands for the point's number.
+deadline; the window; how many of its points, spread over all of it, are to be played, and the seed
+that says which; the agent's own arguments. The environment holds the settings; `{point}` in one of
+them stands for the point's number.
 
 Prints a line of JSON for each point: its number and place, the exit code, stdout and stderr. That
 of point 0, where nothing is delivered, has the number of points as its place.
@@ -31,21 +32,19 @@ import time
 import types
 import warnings
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 AT_ONCE = 2
 LIMIT = 6.0  # seconds for one agent, which needs a twentieth of one; then it hangs
 JUMP = 10.5  # seconds, more than the default deadlines and less than an interval
 SLICE = 1.0  # seconds; the agent sleeps longer ones in slices
-SLEEPS_AFTER = 3  # after the window the agent goes on for so many sleeps; then SIGTERM comes
+WINDOW = 2  # the sleep at whose end the window begins, where it is not the start
+LAST = 6  # the sleep at whose end SIGTERM comes where it has not come before
 LOST_STOP = 70  # exit code of an agent that went on after SIGTERM
 
-agent, library = sys.argv[1:3]
-number = signal.Signals[sys.argv[3]]
-window, stride = sys.argv[4], int(sys.argv[5])
-sys.argv[1:] = sys.argv[6:]  # the agent's own
-# The sleep at whose end the window begins, counted from 1.
-first = {"start": 0, "stop": 2}[window] if window.isalpha() else int(window)
+agent, library, name, window, most, seed = sys.argv[1:7]
+sys.argv[1:] = sys.argv[7:]  # the agent's own
+number = signal.Signals[name]
 
 points = ctypes.PyDLL(library)
 points.at_point.argtypes = [ctypes.c_int, ctypes.py_object]
@@ -69,13 +68,9 @@ class Child:
     """One agent, and what it leaves behind."""
 
     def __init__(self, point: int) -> None:
-        self.point = point
-        self.slept = 0
+        self.point, self.slept = point, 0
         self.counts = False  # whether the window is open
-        self.files: dict[str, IO[str]] = {
-            name: tempfile.TemporaryFile("w+", errors="surrogateescape")  # noqa: SIM115
-            for name in ("place", "stdout", "stderr")
-        }
+        self.files = {name: tempfile.TemporaryFile() for name in ("place", "stdout", "stderr")}  # noqa: SIM115
         self.place = self.files["place"].fileno()
         self.pid = os.fork()
         if self.pid == 0:
@@ -86,8 +81,8 @@ class Child:
         os.dup2(self.files["stdout"].fileno(), 1)
         os.dup2(self.files["stderr"].fileno(), 2)
         faulthandler.dump_traceback_later(LIMIT, exit=True)
-        for name, value in os.environ.items():
-            os.environ[name] = value.replace("{point}", str(self.point))
+        for variable, value in os.environ.items():
+            os.environ[variable] = value.replace("{point}", str(self.point))
         random.seed(0)
         time.monotonic = points.monotonic
         time.clock_gettime = points.monotonic  # whatever clock it is asked for
@@ -137,48 +132,40 @@ class Child:
         if seconds == SLICE:  # there is more to come of this sleep
             return
         self.slept += 1
-        if self.slept == first:
+        if self.slept == WINDOW and window != "start":
             self.begin()
             if window == "stop":
                 signal.raise_signal(signal.SIGTERM)
-        elif self.slept == first + 1 + SLEEPS_AFTER:
+        elif self.slept == LAST:
             delivered = self.point and os.fstat(self.place).st_size
             if delivered and number == signal.SIGTERM:
                 os._exit(LOST_STOP)
             signal.raise_signal(signal.SIGTERM)
 
-    def report(self, status: int) -> dict[str, object]:
+    def report(self, status: int) -> dict[str, Any]:
         """Print and return what came of it, once it has ended."""
-        result: dict[str, object] = {
-            "point": self.point,
-            "code": os.waitstatus_to_exitcode(status),
-        }
-        for name, file in self.files.items():
+        result: dict[str, Any] = {"point": self.point, "code": os.waitstatus_to_exitcode(status)}
+        for what, file in self.files.items():
             file.seek(0)
-            result[name] = file.read().rstrip("\n")
+            result[what] = file.read().decode(errors="surrogateescape").rstrip("\n")
             file.close()
         print(json.dumps(result), flush=True)
         return result
 
 
-def wait(running: dict[int, Child]) -> dict[str, object]:
-    """Wait until one of them has ended; return what it reports."""
-    pid, status = os.wait()
-    return running.pop(pid).report(status)
-
-
-def sweep() -> None:
-    """Give each point its agent, a few at once."""
-    first = Child(0)
-    count = int(str(wait({first.pid: first})["place"]))
+def sweep(chosen: list[int]) -> int:
+    """Give each point its agent, a few at once; return what the last one has as its place."""
     running: dict[int, Child] = {}
-    for point in range(1, count + 1, stride):
-        if len(running) == AT_ONCE:
-            wait(running)
-        child = Child(point)
-        running[child.pid] = child
-    while running:
-        wait(running)
+    while chosen or running:
+        while chosen and len(running) < AT_ONCE:
+            child = Child(chosen.pop())
+            running[child.pid] = child
+        pid, status = os.wait()
+        last = running.pop(pid).report(status)
+    return int(last["place"]) if last["point"] == 0 else 0
 
 
-sweep()
+count = sweep([0])
+stride = max(count / int(most), 1.0)
+begin = random.Random(seed).uniform(1, 1 + stride)
+sweep(sorted({int(begin + stride * i) for i in range(int(most))} & set(range(1, count + 1))))
