@@ -156,14 +156,12 @@ def test_no_secret_gets_into_the_log_the_heartbeat_file_or_the_wrong_hands(
     assert "Registry sidecar starts" in sidecar.lines[0]
     assert sidecar.count("A bug in the sidecar") == sidecar.count("RuntimeError: token: ") == 1
     for name in names:
-        assert any(f"{name}: ***" in line for line in shown) or name in LATER
+        assert any(f"{name}: ***" in line for line in shown), name
         for what in ("Heartbeat failed", "Health probe"):
             assert sidecar.count(rf"{what}.* 503: {name}: \*\*\*"), name
     assert not leaks(sidecar.log + "".join(shown))
     if kind == "json":
-        assert all(
-            list(json.loads(line))[:3] == ["time", "level", "message"] for line in sidecar.lines
-        )
+        assert all(json.loads(line)["message"] for line in sidecar.lines)
 
     assert sent(registry, "Authorization") == {f"Basic {SENT['password']}"}
     assert not leaks(carried(registry, "Authorization", "X-Registry-Token"))
@@ -196,7 +194,7 @@ def test_a_secret_in_the_place_of_its_file_is_hidden(argument: list[str], kind: 
     assert not leaks(done.stdout)
 
 
-# ---- the forms in which a registry may send the token back, and the places
+# ---- the places where a registry may send the token back
 
 
 def reply(status: int, body: object = None, **headers: str) -> Fault:
@@ -214,7 +212,6 @@ def raw(text: str) -> Fault:
 
 
 TOKEN = FIRST["token"]
-QUOTED = quote(TOKEN, safe="")
 ECHOES = {
     "detail": reply(500, {"detail": f"{TOKEN} refused"}),
     "401": reply(401, {"detail": f"Invalid registry token {TOKEN}"}),
@@ -226,14 +223,9 @@ ECHOES = {
     "query": reply(307, None, Location=f"/login?again={TOKEN}"),
     "credentials": reply(307, None, Location=f"http://user:{TOKEN}@127.0.0.1:9/"),
     "in UTF-8": raw(f"HTTP/1.1 307 No\r\nLocation: /€{TOKEN}/x\r\nContent-Length: 0\r\n\r\n"),
-    "escaped path": reply(307, None, Location=f"http://127.0.0.1:9/{QUOTED}/login"),
-    "lower-case escapes": reply(
-        307, None, Location="/" + re.sub("%..", lambda found: found[0].lower(), QUOTED)
-    ),
-    "escaped text": reply(500, json.dumps([TOKEN])),
-    "twice escaped text": reply(500, json.dumps([json.dumps([TOKEN])])),
-    "escaped, but not what is no ASCII": reply(500, json.dumps([TOKEN], ensure_ascii=False)),
-    "escaped detail": reply(422, {"detail": [{"input": {"X-Registry-Token": TOKEN}}]}),
+    "escaped path": reply(307, None, Location=f"/{quote(TOKEN, safe='')}/login"),
+    "escaped text": reply(500, json.dumps([json.dumps([TOKEN])])),
+    "nested detail": reply(422, {"detail": [{"input": {"X-Registry-Token": TOKEN}}]}),
 }
 SHORT = f"token {TOKEN[:12]}"  # the beginning of a body that ends inside the token
 PARTS = {  # what is not whole is not quoted at all

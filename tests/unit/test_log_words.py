@@ -49,7 +49,9 @@ tokens = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8,
 @example("\\" * 20 + "x")
 def test_a_secret_is_blotted_out_in_whatever_form_a_peer_sends_it_back(token: str) -> None:
     in_json, in_json_in_json = json.dumps(token)[1:-1], json.dumps(json.dumps(token))[3:-3]
-    forms = {token, in_json, in_json_in_json, quote(token), quote(token, safe="")}
+    escaped = quote(token, safe="")
+    forms = {token, in_json, in_json_in_json, quote(token), escaped}
+    forms |= {repr(token)[1:-1], re.sub("%..", lambda found: found[0].lower(), escaped)}
     agent.keep_secret("another", [token])
     try:
         for form in forms:
