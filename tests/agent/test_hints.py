@@ -100,10 +100,11 @@ def test_a_hint_in_plain_http(plain: tuple[ToyService, Registry], name: str) -> 
     for peer in plain:
         peer.sane()
         peer.play(operation, fault, times=FOREVER)
-    problem = problem_at(plain[0], SERVICE_HEALTH_TIMEOUT=0.5)
+    timeout = 0.5 if name == "hang" else 5
+    problem = problem_at(plain[0], SERVICE_HEALTH_TIMEOUT=timeout)
     assert hints(problem) == expected[0], problem
     if expected[1] is not None:
-        advice = advice_at(plain[1], REGISTRY_TIMEOUT=0.5)
+        advice = advice_at(plain[1], REGISTRY_TIMEOUT=timeout)
         assert hints(advice) == expected[1], advice
 
 
@@ -261,18 +262,6 @@ def test_a_compressed_error_is_called_so(registry: Registry, coding: str) -> Non
     assert f"500, compressed ({coding}) though nobody asked" in advice_at(registry)
 
 
-@pytest.mark.parametrize("code", [404, 502])
-def test_an_error_page_is_told_by_its_status_alone(
-    plain: tuple[ToyService, Registry], code: int
-) -> None:
-    page = f"\r\n <!DOCTYPE html><html><head><title>{code} Error</title></head></html>"
-    for peer in plain:
-        peer.sane()
-        peer.play("*", ["status", code, page])
-    assert re.match(rf"{code}(; [^<]*)?$", problem_at(plain[0]))
-    assert re.match(rf"registry at [^ ]* answered {code}(: [^<]*)?$", advice_at(plain[1]))
-
-
 SAID: list[tuple[Any, str]] = [
     ({"detail": "no disk"}, ": no disk"),
     ({"message": "no power"}, ": no power"),
@@ -283,6 +272,7 @@ SAID: list[tuple[Any, str]] = [
     ("x" * 1000, f": {'x' * 197}..."),
     ("two\nlines\tand \x1b[31m", r": two\nlines\tand \x1b[31m"),
     ("naïve 注册", ": naïve 注册"),
+    ("\r\n <!DOCTYPE html><html><head><title>500 Error</title></head></html>", ""),
 ]
 
 

@@ -13,7 +13,7 @@ LONGEST = 400  # characters of what is said of an answer
 def settings(**variables: object) -> agent.Settings:
     """Return the settings of an agent that begins now: it knows no secrets but its own."""
     agent.secrets.clear()
-    needed = {"SERVICE_NAME": NAME, "SERVICE_HOST": "127.0.0.1", "HEARTBEAT_INTERVAL": "2"}
+    needed = {"SERVICE_NAME": NAME, "SERVICE_HOST": "127.0.0.1"}
     read = agent.read_settings(needed | {name: str(value) for name, value in variables.items()})
     for name in ("registry_url", "service_health_endpoint"):
         agent.keep_secret(name, agent.url_secrets(getattr(read, name)))
