@@ -19,10 +19,10 @@ from kit.sidecar import Sidecar, odd_lines, wait_until
 Happens = Callable[[Path], object]
 
 
-def replace(file: Path, text: str) -> None:
+def replace(file: Path, text: str, encoding: str = "ascii") -> None:
     """Replace the file in one step, as whoever renews a secret does."""
     draft = file.with_suffix(".draft")
-    draft.write_text(text)
+    draft.write_text(text, encoding)
     draft.replace(file)
 
 
@@ -43,8 +43,8 @@ GROWTH = 3 << 20  # bytes of memory that any number of renewals may cost; each o
 
 
 def bearer(number: int) -> str:
-    """Return a secret of 900 characters that no other number shares a piece with."""
-    return "".join(f"{number:07d}-{position:03d}/" for position in range(75))
+    """Return a secret of 900 characters."""
+    return f"{number:07d}-/" * 100
 
 
 class Renewing(ToyService):
@@ -120,7 +120,7 @@ SPOILS: tuple[Happens, ...] = (
     Path.unlink,
     lambda file: replace(file, ""),
     lambda file: replace(file, "two words"),
-    lambda file: file.write_bytes("token".encode("utf-16")),
+    lambda file: replace(file, "token", "utf-16"),
     lambda file: replace(file, "x" * 100_000),
 )
 
@@ -170,8 +170,8 @@ class Place:
         tls, ca_file = certificate(home / "old", "127.0.0.1")
         self.new_tls, self.new_ca_file = certificate(home / "new", "127.0.0.1")
         self.file = Path(ca_file)
-        self.peer: Peer = ToyService(tls=tls) if side == "service" else Registry(tls=tls)
-        self.peer.keep_alive = False
+        kind = {"registry": Registry, "service": ToyService}[side]
+        self.peer: Peer = kind(tls=tls, keep_alive=False)
 
     def renew(self) -> None:
         replace(self.file, Path(self.new_ca_file).read_text())

@@ -133,6 +133,7 @@ IN_TLS: dict[str, Row] = {
     **{name: (CONNECT, name, "", "") for name in OTHERS.split()},
     "tls_zeros": (CONNECT, "tls_zeros", "http", "http"),
     "nginx, by a page": ("*", ["status", 400, UNVERIFIED], "client", "client"),
+    "nginx behind TLS": ("*", ["status", 400, NGINX], "", ""),
 }
 
 

@@ -149,11 +149,15 @@ def test_a_service_that_stays_away_is_told_of_every_half_minute(registry: Regist
         )
 
 
-def test_a_level_leaves_out_what_is_below(registry: Registry, service: ToyService) -> None:
-    settings = {"HEARTBEAT_INTERVAL": 0.3, "LOG_LEVEL": "warning"}
-    with Sidecar(registry, service, **settings) as sidecar:
-        wait_until(lambda: registry.count("heartbeat"))
-        service.healthy = False
+def test_a_level_leaves_out_what_is_below_and_durations_are_told_in_short(
+    registry: Registry,
+) -> None:
+    settings = {"HEARTBEAT_INTERVAL": 0.3, "INITIAL_WAIT_TIMEOUT": 0.123456}
+    with (
+        ToyService(healthy=False) as service,
+        Sidecar(registry, service, LOG_LEVEL="warning", **settings) as sidecar,
+    ):
+        sidecar.wait_for("WARNING Service not healthy after 0.12 s: 503: .*; registering it anyway")
         sidecar.wait_for("ERROR Service is DOWN")
         sidecar.stop()
     assert {line.split()[1] for line in sidecar.lines} == {"WARNING", "ERROR"}

@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -94,47 +93,31 @@ def test_what_was_dropped_is_counted_and_told(registry: Registry) -> None:
         assert not odd_lines(sidecar.lines)
 
 
-def stream() -> tuple[int, int]:
-    """Return both ends of a socket."""
-    ours, theirs = socket.socketpair()
-    return ours.detach(), theirs.detach()
-
-
-@pytest.mark.parametrize(("kind", "room"), [(os.openpty, 20), (stream, 0)])
-def test_a_terminal_or_a_socket_that_nobody_reads_stops_nothing(
-    registry: Registry, service: ToyService, kind: Callable[[], tuple[int, int]], room: int
-) -> None:
-    """Docker gives a container a terminal where its compose file says `tty: true`."""
-    ours, theirs = kind()
-    os.set_blocking(theirs, False)
-    try:
-        while True:
-            os.write(theirs, b"x")
-    except BlockingIOError:
-        os.set_blocking(theirs, True)
-    if room:
-        os.read(ours, room)  # so that a part of a line fits
-    sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=0.3)
-    sidecar.stdout = theirs
-    with sidecar:
-        wait_until(lambda: registry.count("heartbeat") > 3)
-        sidecar.assert_stops()
-    os.close(ours)
-    os.close(theirs)
-    assert registry.record(NAME) is None
-
-
-@pytest.mark.parametrize("stdout", [">/dev/full 2>&1", ">&- 2>&-"])
+@pytest.mark.parametrize("kind", ["terminal", "socket", ">/dev/full 2>&1", ">&- 2>&-"])
 def test_a_log_that_takes_nothing_stops_nothing(
-    registry: Registry, service: ToyService, stdout: str
+    registry: Registry, service: ToyService, kind: str
 ) -> None:
-    """A full disk; a descriptor that is closed, whose number no socket may get."""
-    sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=1)
-    sidecar.python = ["sh", "-c", f'exec "$@" {stdout}', "sh", sys.executable, "-I"]
+    """A terminal (Docker's `tty: true`) or a socket that nobody reads; a full disk; one closed."""
+    sidecar, ends = Sidecar(registry, service, HEARTBEAT_INTERVAL=1), (-1, -1)
+    if kind.startswith(">"):
+        sidecar.python = ["sh", "-c", f'exec "$@" {kind}', "sh", sys.executable, "-I"]
+    else:
+        ours, theirs = socket.socketpair()
+        ends = os.openpty() if kind == "terminal" else (ours.detach(), theirs.detach())
+        sidecar.stdout = ends[1]
+        os.set_blocking(ends[1], False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(ends[1], b"x")
+        os.set_blocking(ends[1], True)
+        if kind == "terminal":
+            os.read(ends[0], 20)  # so that a part of a line fits
     with sidecar:
         wait_until(lambda: registry.count("heartbeat") > 2)
-        assert registry.connections == 1
+        assert registry.connections == 1  # no socket has got the number of the closed one
         sidecar.assert_stops()
+    for end in {*ends} - {-1}:
+        os.close(end)
     assert registry.record(NAME) is None
 
 
