@@ -1,53 +1,45 @@
-"""What the log makes of what a peer sends: a hint says no more than the bytes prove."""
+"""What is made of what a peer sends: a hint says no more than the bytes prove."""
 
 import gzip
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent import FAILED, LOST, REFUSED
 from kit.certificates import certificate
+from kit.inside import advice_at, fit, problem_at, registry_at, service_at
 from kit.peers.faults import Fault
 from kit.peers.registry import Registry
 from kit.peers.server import CONNECT, Exchange
 from kit.peers.service import ToyService
-from kit.sidecar import FOREVER, NAME, Sidecar, odd_lines, unreadable
+from kit.sidecar import FOREVER, NAME
 
-TCP = "SERVICE_HEALTH_CHECK(=| to )tcp"
-LIKE_TLS = "looks like a TLS port"
-CLIENT_CERTIFICATE = "client certificate"
-NO_TLS = r"SERVICE_SCHEME to http\b|REGISTRY_URL with http://"
-HTTP2 = b"\0\0\x06\4\0\0\0\0\0\0\5\0\0\x40\0" + b"\0\0\x08\7\0\0\0\0\0\0\0\0\0\0\0\0\1"
-
-
-def says(pattern: str, text: str) -> bool:
-    return re.search(pattern, text, re.IGNORECASE) is not None
-
-
-def line_of(sidecar: Sidecar, pattern: str) -> str:
-    """Run the agent until a line matches, and stop it; return the line."""
-    with sidecar:
-        line = sidecar.wait_for(pattern)
-        assert sidecar.stop()[0] == 0
-    assert odd_lines(sidecar.lines) == []
-    assert unreadable(sidecar.lines) == []
-    return line
+HINTS = {
+    "tcp": "set SERVICE_HEALTH_CHECK to tcp",
+    "https": "set SERVICE_SCHEME to https|begin REGISTRY_URL with https://",
+    "http": r"set SERVICE_SCHEME to http\b|begin REGISTRY_URL with http://",
+    "port": "looks like a TLS port",
+    "authority": "certificate refused: .*set (SERVICE|REGISTRY)_CA_FILE",
+    "client": "client certificate",
+    "place": "set REGISTRY_URL to where the registry is",
+    "endpoint": "set SERVICE_HEALTH_ENDPOINT to its health check",
+    "headers": "set SERVICE_HEALTH_HEADERS_FILE",
+    "GET": "takes no GET",
+    "Accept": "wants an Accept header",
+    "token": "set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE",
+}
 
 
-def line_of_probe(registry: Registry, service: ToyService, **settings: object) -> str:
-    """Return what the log says of a first probe that fails."""
-    return line_of(Sidecar(registry, service, **settings), "Waiting for the service at ")
-
-
-def line_of_registration(registry: Registry, **settings: object) -> str:
-    """Return what the log says of a first registration that fails."""
-    sidecar = Sidecar(registry, None, SERVICE_HEALTH_CHECK="none", **settings)
-    return line_of(sidecar, "Registration failed ")
-
-
-# ---- a probe by http
+def hints(line: str) -> str:
+    """Return the hints in a line, and the variables that it names beside them."""
+    rest = re.sub("|".join(HINTS.values()), "", line)
+    found = {name for name, pattern in HINTS.items() if re.search(pattern, line)}
+    return " ".join(sorted(found | set(re.findall("(?:SERVICE|REGISTRY)_[A-Z_]+", rest))))
 
 
 def greets(*said: bytes) -> Fault:
@@ -63,233 +55,239 @@ def greets(*said: bytes) -> Fault:
     return play
 
 
-SPEAKERS: dict[str, Fault] = {
-    "ssh": greets(b"SSH-2.0-OpenSSH_9.9\r\n", b"Invalid SSH identification string.\r\n"),
-    "smtp": greets(b"220 mail.test ESMTP\r\n", b"502 5.5.2 Error: command not recognized\r\n"),
-    "redis": greets(b"", b"-ERR wrong number of arguments for 'get' command\r\n"),
-    "postgres": greets(b"", b"E\0\0\0\x89SFATAL\0VFATAL\0C0A000\0Munsupported protocol\0\0"),
-    "gRPC": greets(HTTP2),
-    "gRPC-late": greets(b"", HTTP2),
+HTTP2 = b"\0\0\x06\4\0\0\0\0\0\0\5\0\0\x40\0" + b"\0\0\x08\7\0\0\0\0\0\0\0\0\0\0\0\0\1"
+NGINX = "<html>The plain HTTP request was sent to HTTPS port</html>"
+UNVERIFIED = "<html><h1>400 Bad Request</h1>No required SSL certificate was sent</html>"
+HTTPS = "Client sent an HTTP request to an HTTPS server.\n"
+# What is played when, and the hints for a service and for a registry.
+Row = tuple[str, object, str, str | None]
+IN_CLEAR: dict[str, Row] = {
+    "ssh": (CONNECT, greets(b"SSH-2.0-OpenSSH_9.9\r\n", b"Invalid SSH.\r\n"), "tcp", "place"),
+    "smtp": (CONNECT, greets(b"220 mail.test ESMTP\r\n", b"502 5.5.2 Error\r\n"), "tcp", "place"),
+    "redis": (CONNECT, greets(b"", b"-ERR wrong number of arguments\r\n"), "tcp", "place"),
+    "postgres": (CONNECT, greets(b"", b"E\0\0\0\x89SFATAL\0VFATAL\0C0A000\0\0"), "tcp", "place"),
+    "gRPC": (CONNECT, greets(HTTP2), "tcp", "place"),
+    "gRPC, late": (CONNECT, greets(b"", HTTP2), "tcp", "place"),
+    "close": ("*", "close", "https tcp", "https place"),
+    "reset": ("*", "reset", "https tcp", "https place"),
+    # Here a registry may also end the sending of a body.
+    "close at once": (CONNECT, "close", "https tcp", None),
+    "reset at once": (CONNECT, "reset", "https tcp", None),
+    "TLS alert": ("*", "tls_alert", "https port", "https port"),
+    "nginx with TLS": ("*", ["status", 400, NGINX], "https port", "https port"),
+    "Go with TLS": ("*", ["status", 400, HTTPS], "https port", "https port"),
+    "400": ("*", ["status", 400, "no"], "", ""),
+    "500": ("*", ["status", 500, "HTTPS is down"], "", ""),
+    "hang": ("*", "hang", "", ""),
+    "307": ("*", "status_307", "endpoint", "place"),
+    "401": ("*", "status_401", "headers", "token"),
+    "403": ("*", "status_403", "headers", "token"),
+    "404": ("*", "status_404", "endpoint", "place"),
+    "405": ("*", ["status", 405, ""], "GET endpoint tcp", "place"),
+    "406": ("*", ["status", 406, ""], "Accept headers", "place"),
 }
 
 
-@pytest.mark.parametrize("fault", SPEAKERS.values(), ids=SPEAKERS)
-def test_what_answers_but_not_in_http_gets_a_tcp_check(registry: Registry, fault: Fault) -> None:
-    with ToyService() as service:
-        service.play(CONNECT, fault, times=FOREVER)
-        line = line_of_probe(registry, service)
-    assert says(TCP, line)
-    assert not says(f"{LIKE_TLS}|SERVICE_SCHEME", line)
+@pytest.fixture(scope="module")
+def plain() -> Iterator[tuple[ToyService, Registry]]:
+    with ToyService() as service, Registry() as registry:
+        yield service, registry
 
 
-@pytest.mark.parametrize("fault", ["close", "reset"])
-@pytest.mark.parametrize("operation", ["health", CONNECT])
-def test_a_close_or_a_reset_without_a_byte_may_be_either(
-    registry: Registry, fault: str, operation: str
+@pytest.mark.parametrize("name", IN_CLEAR)
+def test_a_hint_in_plain_http(plain: tuple[ToyService, Registry], name: str) -> None:
+    operation, fault, *expected = IN_CLEAR[name]
+    for peer in plain:
+        peer.sane()
+        peer.play(operation, fault, times=FOREVER)
+    timeout = 0.5 if name == "hang" else 5
+    problem = problem_at(plain[0], SERVICE_HEALTH_TIMEOUT=timeout)
+    assert hints(problem) == expected[0], problem
+    if expected[1] is not None:
+        advice = advice_at(plain[1], REGISTRY_TIMEOUT=timeout)
+        assert hints(advice) == expected[1], advice
+
+
+def test_who_has_spoken_http_before_gets_no_hint_when_it_closes(service: ToyService) -> None:
+    probed = service_at(service)
+    assert probed.probe()
+    service.play("health", "close")
+    assert not probed.probe()
+    assert probed.problem == "connection closed without an answer"
+
+
+# ---- https
+
+Secure = tuple[ToyService, Registry, str]
+CLIENT = """
+    tls_alert_certificate_required tls_alert_bad_certificate tls_alert_unknown_ca
+    tls_alert_certificate_unknown tls_wants_certificate tls_wants_certificate_12
+"""
+OTHERS = """
+    tls_close tls_reset tls_resets_later tls_garbage tls_no_answer tls_cut_record
+    tls_alert_protocol_version tls_alert_internal_error tls_alert_unrecognized_name
+    tls_hello_requests tls_warnings
+"""  # nobody is to send a token in clear because of garbage
+IN_TLS: dict[str, Row] = {
+    **{name: (CONNECT, name, "client", "client") for name in CLIENT.split()},
+    **{name: (CONNECT, name, "", "") for name in OTHERS.split()},
+    "tls_zeros": (CONNECT, "tls_zeros", "http", "http"),
+    "nginx, by a page": ("*", ["status", 400, UNVERIFIED], "client", "client"),
+    "nginx behind TLS": ("*", ["status", 400, NGINX], "", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
+    tls, ca_file = certificate(tmp_path_factory.mktemp("tls"), "127.0.0.1")
+    with ToyService(tls=tls) as service, Registry(tls=tls) as registry:
+        yield service, registry, ca_file
+
+
+@pytest.mark.parametrize("name", IN_TLS)
+def test_a_hint_in_https(secure: Secure, name: str) -> None:
+    operation, fault, *expected = IN_TLS[name]
+    ca_file = secure[2]
+    for peer in secure[:2]:
+        peer.sane()
+        peer.play(operation, fault, times=FOREVER)
+    problem = problem_at(secure[0], SERVICE_SCHEME="https", SERVICE_CA_FILE=ca_file)
+    advice = advice_at(secure[1], REGISTRY_CA_FILE=ca_file)
+    assert [hints(problem), hints(advice)] == expected, (problem, advice)
+
+
+def test_an_authority_that_is_not_known_and_a_port_without_tls(
+    secure: Secure, plain: tuple[ToyService, Registry]
 ) -> None:
-    with ToyService() as service:
-        service.play(operation, fault, times=FOREVER)
-        line = line_of_probe(registry, service)
-    assert says(TCP, line)
-    assert says("SERVICE_SCHEME", line)
-    assert not says(LIKE_TLS, line)
-
-
-PROOFS_OF_TLS: dict[str, object] = {
-    "alert": "tls_alert",
-    "nginx": ["status", 400, "<html>The plain HTTP request was sent to HTTPS port</html>"],
-    "Go": ["status", 400, "Client sent an HTTP request to an HTTPS server.\n"],
-}
-
-
-@pytest.mark.parametrize("fault", PROOFS_OF_TLS.values(), ids=PROOFS_OF_TLS)
-def test_what_only_a_tls_port_says_is_one(registry: Registry, fault: object) -> None:
-    with ToyService() as service:
-        service.play("health", fault, times=FOREVER)
-        line = line_of_probe(registry, service)
-    assert says(LIKE_TLS, line)
-    assert not says(TCP, line)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [["status", 400, "no"], ["status", 500, "HTTPS is down"], "hang"],
-    ids=str,
-)
-def test_what_proves_nothing_gets_no_hint(registry: Registry, fault: object) -> None:
-    with ToyService() as service:
-        service.play("health", fault, times=FOREVER)
-        line = line_of_probe(registry, service, SERVICE_HEALTH_TIMEOUT=0.5)
-    assert not says(f"{LIKE_TLS}|{TCP}|SERVICE_SCHEME", line)
-
-
-def test_a_registry_that_speaks_no_http_gets_no_advice_for_a_service() -> None:
-    with Registry() as registry:
-        registry.play(CONNECT, SPEAKERS["ssh"], times=FOREVER)
-        line = line_of_registration(registry)
-    assert not says(f"SERVICE_|{LIKE_TLS}", line)
-
-
-@pytest.mark.parametrize(
-    ("code", "meaning"), [(405, "GET|method"), (406, "accept|format|type")], ids=str
-)
-def test_a_status_that_few_know_is_explained(registry: Registry, code: int, meaning: str) -> None:
-    with ToyService() as service:
-        service.play("health", ["status", code, ""], times=FOREVER)
-        line = line_of_probe(registry, service)
-    assert says(rf": {code}\b.*({meaning})", line)
-
-
-def test_a_registry_that_takes_no_post_is_told_so() -> None:
-    with Registry() as registry:
-        registry.play("register", ["status", 405, ""], times=FOREVER)
-        line = line_of_registration(registry)
-    assert says(r"\b405\b.*(POST|method|REGISTRY_URL)", line)
+    for peer in (*secure[:2], *plain):
+        peer.sane()
+    assert hints(problem_at(secure[0], SERVICE_SCHEME="https")) == "authority"
+    assert hints(advice_at(secure[1])) == "authority"
+    assert hints(problem_at(plain[0], SERVICE_SCHEME="https")) == "http"
+    url = plain[1].url.replace("http:", "https:")
+    assert hints(advice_at(plain[1], REGISTRY_URL=url)) == "http"
 
 
 # ---- who is refused, and why
 
 
-BASIC = {"WWW-Authenticate": 'Basic realm="registry"'}
-
-
 @pytest.mark.parametrize("token", ["", "tok-0123456789"])
 @pytest.mark.parametrize("credentials", ["", "ann:wrong-word@"])
-@pytest.mark.parametrize("headers", [{}, BASIC], ids=["bare", "basic"])
+@pytest.mark.parametrize("wants", [{}, {"WWW-Authenticate": 'Basic realm="registry"'}])
 def test_a_401_names_what_was_refused(
-    token: str, credentials: str, headers: dict[str, str]
+    registry: Registry, token: str, credentials: str, wants: dict[str, str]
 ) -> None:
     """A balancer that asks for a password knows nothing of the registry's token."""
-    with Registry() as registry:
-        registry.play("register", ["status", 401, "", headers], times=FOREVER)
-        url = registry.url.replace("//", f"//{credentials}")
-        line = line_of_registration(registry, REGISTRY_URL=url, REGISTRY_TOKEN=token)
-    basic = bool(credentials or headers)
-    assert says("REGISTRY_URL", line) == basic
-    assert says("REGISTRY_TOKEN", line) == (not basic)
+    registry.play("register", ["status", 401, "", wants], times=FOREVER)
+    url = registry.url.replace("//", f"//{credentials}")
+    line = advice_at(registry, REGISTRY_URL=url, REGISTRY_TOKEN=token)
+    basic = bool(credentials or wants)
+    assert ("REGISTRY_URL" in line) == basic
+    assert ("REGISTRY_TOKEN" in line) == (not basic)
     assert "wrong-word" not in line
 
 
-UNKNOWN = json.dumps({"detail": f"Heartbeat failed: Service '{NAME}' not registered"}).encode()
-
-
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br"])
-def test_a_compressed_error_is_unpacked_or_called_so(
-    registry: Registry, service: ToyService, coding: str
+@pytest.mark.parametrize("dialect", ["documented", "deployed"])
+@pytest.mark.parametrize(
+    ("variable", "refused"),
+    [
+        ("REGISTRY_TOKEN", "set REGISTRY_TOKEN to the registry's token"),
+        ("VERTICE_REGISTRY_TOKEN", "set VERTICE_REGISTRY_TOKEN to the registry's token"),
+        ("REGISTRY_AUTH_TOKEN", "set REGISTRY_AUTH_TOKEN to the registry's token"),
+        (
+            "REGISTRY_TOKEN_FILE",
+            "put the registry's token into the file that REGISTRY_TOKEN_FILE names",
+        ),
+        ("", "set REGISTRY_TOKEN or REGISTRY_TOKEN_FILE"),
+    ],
+)
+def test_a_refused_token_is_explained_with_the_variable_to_set(
+    tmp_path: Path, registry: Registry, variable: str, refused: str, dialect: str
 ) -> None:
-    packed = {"gzip": gzip.compress(UNKNOWN), "deflate": zlib.compress(UNKNOWN)}
-    body = packed.get(coding, b"\x8b\x05\x80packed\x03")
-    with Sidecar(registry, service) as sidecar:
-        sidecar.wait_for("Heartbeat accepted")
-        headers = {"Content-Encoding": coding}
-        registry.play("heartbeat", lambda exchange: exchange.reply(500, body, headers), times=3)
-        line = sidecar.wait_for("Service not found|Heartbeat failed")
-        assert sidecar.stop()[0] == 0
-    assert says(f"Service not found|compressed|{coding}", line)
-    assert not re.search(r"\\x|\ufffd", sidecar.log)
-    assert odd_lines(sidecar.lines) == []
-    assert unreadable(sidecar.lines) == []
+    registry.token, registry.dialect = "another", dialect
+    (tmp_path / "token").write_text("s3cr3t-t0ken")
+    token = tmp_path / "token" if variable.endswith("FILE") else "s3cr3t-t0ken"
+    asked = registry_at(registry, **{variable: token} if variable else {})
+    begin = "refuses the token" if variable else "asks for a token, and none is set"
+    for answer in (asked.register({}, 5), asked.heartbeat(5), asked.deregister(5)):
+        assert answer.meaning == REFUSED
+        assert re.search(rf"{begin} \(.*Invalid registry token\): {refused}$", fit(answer.advice))
 
 
-# ---- https
+LOST_IT = f"Heartbeat failed: Service '{NAME}' not registered"
+BAD_TOKEN = "Heartbeat failed: 401: Invalid registry token"
 
 
-@pytest.fixture
-def tls(tmp_path: Path) -> tuple[str, str]:
-    return certificate(tmp_path, "127.0.0.1")[0]
-
-
-@pytest.fixture
-def ca_file(tls: tuple[str, str]) -> str:
-    """The file of the authority that signed the certificate."""
-    return str(Path(tls[0]).with_name("127.0.0.1-ca.pem"))
-
-
-def test_an_authority_that_is_not_known_is_to_be_named(
-    registry: Registry, tls: tuple[str, str]
+@pytest.mark.parametrize(
+    ("secret", "detail", "meaning"),
+    [
+        ({"REGISTRY_TOKEN": "e"}, LOST_IT, LOST),
+        ({"REGISTRY_TOKEN": "registered"}, LOST_IT, LOST),
+        ({"REGISTRY_URL": "http://ann:registered@"}, LOST_IT, LOST),
+        ({"REGISTRY_TOKEN": "e"}, BAD_TOKEN, REFUSED),
+        ({"REGISTRY_TOKEN": "401"}, BAD_TOKEN, REFUSED),
+        ({}, f"Service '{'x' * 200}' failed: not registered", LOST),
+        ({}, f"Service '{'x' * 200}' failed: 401: Invalid registry token", REFUSED),
+    ],
+)
+def test_what_an_answer_means_is_read_before_anything_is_blotted_out_of_it_or_cut(
+    registry: Registry, secret: dict[str, str], detail: str, meaning: str
 ) -> None:
-    with ToyService(tls=tls) as service:
-        line = line_of_probe(registry, service, SERVICE_SCHEME="https")
-    assert says("certificate refused: .*SERVICE_CA_FILE", line)
-    with Registry(tls=tls) as secure:
-        line = line_of_registration(secure)
-    assert says("certificate refused: .*REGISTRY_CA_FILE", line)
+    settings = {
+        name: text.replace("@", f"@127.0.0.1:{registry.port}") for name, text in secret.items()
+    }
+    registry.play("heartbeat", ["status", 500, {"detail": detail}])
+    answer = registry_at(registry, **settings).heartbeat(5)
+    assert answer.meaning == meaning
+    told = answer.say().lower()
+    assert told in answer.advice.lower()
+    assert not [text for text in secret.values() if text.split(":")[-1].strip("@") in told]
 
 
-def test_https_at_a_plain_port_is_told(registry: Registry, service: ToyService) -> None:
-    line = line_of_probe(registry, service, SERVICE_SCHEME="https")
-    assert says(NO_TLS, line)
-    line = line_of_registration(registry, REGISTRY_URL=registry.url.replace("http:", "https:"))
-    assert says(NO_TLS, line)
+# ---- what a peer says
+
+UNKNOWN = json.dumps({"detail": LOST_IT}).encode()
+PACKED = {
+    "gzip": gzip.compress(UNKNOWN),
+    "deflate": zlib.compress(UNKNOWN),
+    "br": b"\x8b\x05\x80packed\x03",
+}
 
 
-ABOUT_A_CERTIFICATE = [
-    "tls_alert_certificate_required",
-    "tls_alert_bad_certificate",
-    "tls_alert_unknown_ca",
-    "tls_alert_certificate_unknown",
-    "tls_wants_certificate",
-    "tls_wants_certificate_12",
+@pytest.mark.parametrize("coding", PACKED)
+def test_a_compressed_error_is_called_so(registry: Registry, coding: str) -> None:
+    registry.play(
+        "register",
+        lambda exchange: exchange.reply(500, PACKED[coding], {"Content-Encoding": coding}),
+    )
+    assert f"500, compressed ({coding}) though nobody asked" in advice_at(registry)
+
+
+SAID: list[tuple[Any, str]] = [
+    ({"detail": "no disk"}, ": no disk"),
+    ({"message": "no power"}, ": no power"),
+    ({"error": "no room"}, ": no room"),
+    ({"reason": "no time"}, ': {"reason":"no time"}'),
+    ("no store\n", ": no store"),
+    ("", ""),
+    ("x" * 1000, f": {'x' * 197}..."),
+    ("two\nlines\tand \x1b[31m", r": two\nlines\tand \x1b[31m"),
+    ("naïve 注册", ": naïve 注册"),
+    ("\r\n <!DOCTYPE html><html><head><title>500 Error</title></head></html>", ""),
 ]
 
 
-@pytest.mark.parametrize("fault", ABOUT_A_CERTIFICATE)
-def test_a_peer_that_wants_a_client_certificate(
-    registry: Registry, tls: tuple[str, str], ca_file: str, fault: str
-) -> None:
-    with ToyService(tls=tls) as service:
-        service.play(CONNECT, fault, times=FOREVER)
-        settings = {"SERVICE_SCHEME": "https", "SERVICE_CA_FILE": ca_file}
-        line = line_of_probe(registry, service, **settings)
-    assert says(CLIENT_CERTIFICATE, line)
-    with Registry(tls=tls) as secure:
-        secure.play(CONNECT, fault, times=FOREVER)
-        line = line_of_registration(secure, REGISTRY_CA_FILE=ca_file)
-    assert says(CLIENT_CERTIFICATE, line)
+def test_what_a_peer_says_is_told_in_short(plain: tuple[ToyService, Registry]) -> None:
+    for peer in plain:
+        peer.sane()
+    for body, told in SAID:
+        for peer in plain:
+            peer.play("*", ["status", 500, body])
+        assert problem_at(plain[0]) == f"500{told}"
+        assert advice_at(plain[1]) == f"registry at {plain[1].url} answered 500{told}"
 
 
-def test_a_server_that_wants_it_in_http_is_understood_as_well(
-    registry: Registry, tls: tuple[str, str], ca_file: str
-) -> None:
-    """As nginx says it, after a handshake without one."""
-    page = "<html><h1>400 Bad Request</h1>No required SSL certificate was sent</html>"
-    with ToyService(tls=tls) as service:
-        service.play("health", ["status", 400, page], times=FOREVER)
-        settings = {"SERVICE_SCHEME": "https", "SERVICE_CA_FILE": ca_file}
-        line = line_of_probe(registry, service, **settings)
-    assert says(CLIENT_CERTIFICATE, line)
-
-
-OTHER_ENDS = [
-    "tls_close",
-    "tls_reset",
-    "tls_resets_later",
-    "tls_garbage",
-    "tls_no_answer",
-    "tls_cut_record",
-    "tls_alert_protocol_version",
-    "tls_alert_internal_error",
-    "tls_alert_unrecognized_name",
-    "tls_hello_requests",
-    "tls_warnings",
-    "tls_zeros",
-]
-
-
-@pytest.mark.parametrize("fault", OTHER_ENDS)
-def test_what_ends_otherwise_inside_tls_is_put_in_words(
-    registry: Registry, tls: tuple[str, str], ca_file: str, fault: str
-) -> None:
-    with ToyService(tls=tls) as service:
-        service.play(CONNECT, fault, times=FOREVER)
-        settings = {"SERVICE_SCHEME": "https", "SERVICE_CA_FILE": ca_file}
-        line = line_of_probe(registry, service, **settings)
-    assert not says(f"{CLIENT_CERTIFICATE}|{LIKE_TLS}|SERVICE_SCHEME to https", line)
-    if fault == "tls_garbage":
-        assert not says(NO_TLS, line)
-    with Registry(tls=tls) as secure:
-        secure.play(CONNECT, fault, times=FOREVER)
-        line = line_of_registration(secure, REGISTRY_CA_FILE=ca_file)
-    assert not says(f"{CLIENT_CERTIFICATE}|SERVICE_", line)
-    if fault == "tls_garbage":  # nobody is to send a token in clear because of it
-        assert not says(NO_TLS, line)
+def test_durations_are_told_in_short(registry: Registry) -> None:
+    registry.play("heartbeat", "hang", times=FOREVER)
+    answer = registry_at(registry).heartbeat(0.123456)
+    assert (answer.meaning, answer.say()) == (FAILED, "no answer within 0.12 s")

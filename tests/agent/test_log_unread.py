@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +19,7 @@ import pytest
 import agent
 from kit.peers.registry import Registry
 from kit.peers.service import ToyService
-from kit.sidecar import FOREVER, NAME, Sampler, Sidecar, odd_lines, wait_until
+from kit.sidecar import NAME, Sampler, Sidecar, odd_lines, wait_until
 
 LOSS = re.compile(r"(\d+) lines of the log were dropped")
 PIPE = 8192  # bytes; a pipe of one page alone would be full with any line in it
@@ -59,11 +58,11 @@ class StalledSidecar(Sidecar):
             os.close(self.read_end)
 
 
-# ---- nothing else suffers
-
-
 def test_heartbeats_go_on_and_so_does_all_else(registry: Registry, service: ToyService) -> None:
-    with StalledSidecar(registry, service, HEARTBEAT_INTERVAL=0.3) as sidecar:
+    """The log is full before its first line."""
+    sidecar = StalledSidecar(registry, service, HEARTBEAT_INTERVAL=0.3)
+    sidecar.room = 0
+    with sidecar:
         wait_until(lambda: registry.record(NAME))
         with Sampler(lambda: registry.record(NAME)) as sampler:
             wait_until(lambda: registry.count("heartbeat") > 10)
@@ -71,58 +70,15 @@ def test_heartbeats_go_on_and_so_does_all_else(registry: Registry, service: ToyS
         registry.forget()
         wait_until(lambda: registry.record(NAME))
         assert sidecar.health()[0] == 0
-        sidecar.assert_stops()
-    assert registry.record(NAME) is None
-
-
-@pytest.mark.parametrize(
-    ("state", "number"),
-    [
-        ("waiting", signal.SIGTERM),
-        ("backing-off", signal.SIGINT),
-        ("hanging", signal.SIGTERM),
-        ("service-down", signal.SIGINT),
-    ],
-)
-def test_a_stop_is_heard_in_every_state(
-    registry: Registry, service: ToyService, state: str, number: int
-) -> None:
-    """The log is full before its first line."""
-    if state == "waiting":
         service.healthy = False
-    elif state == "backing-off":
-        registry.play("register", "status_500", times=FOREVER)
-    elif state == "hanging":
-        registry.play("register", "hang", times=FOREVER)
-    else:
-        service.play("health", "status_503", times=FOREVER, after=1)
-    interval = 0.5 if state == "service-down" else 6
-    sidecar = StalledSidecar(registry, service, HEARTBEAT_INTERVAL=interval)
-    sidecar.room = 0
-    with sidecar:
-        wait_until(lambda: registry.count("register") or service.count() > 1)
-        if state == "service-down":
-            wait_until(lambda: service.count() > 5)
-        sidecar.assert_stops(number)
+        wait_until(lambda: not registry.record(NAME))
+        sidecar.assert_stops()
 
 
-def test_refused_settings_end_it_all_the_same() -> None:
-    sidecar = StalledSidecar(SERVICE_PORT=0)
-    sidecar.room = 0
-    with sidecar:
-        assert sidecar.process.wait(10) == 2
-
-
-# ---- what was lost is told
-
-
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_what_was_dropped_is_counted_and_told(
-    registry: Registry, service: ToyService, form: str
-) -> None:
+def test_what_was_dropped_is_counted_and_told(registry: Registry) -> None:
     """No line is torn, and none lost without being counted."""
-    settings = {"LOG_FORMAT": form, "HEARTBEAT_INTERVAL": 0.5, "SERVICE_HEALTH_CHECK": "none"}
-    with StalledSidecar(registry, service, **settings) as sidecar:
+    settings = {"HEARTBEAT_INTERVAL": 0.5, "SERVICE_HEALTH_CHECK": "none"}
+    with StalledSidecar(registry, None, **settings) as sidecar:
         wait_until(lambda: registry.count("heartbeat") > 10)
         sidecar.read()
         assert "WARNING" in sidecar.wait_for(LOSS.pattern)
@@ -134,56 +90,34 @@ def test_what_was_dropped_is_counted_and_told(
         # Four lines until the first heartbeat, one for each, and two of the stop.
         written = 4 + registry.count("heartbeat") + 2
         assert len(sidecar.lines) - 1 + dropped == written
-        if form == "json":
-            assert all(json.loads(line)["message"] for line in sidecar.lines)
-        else:
-            assert not odd_lines(sidecar.lines)
+        assert not odd_lines(sidecar.lines)
 
 
-# ---- whatever stdout is
-
-
-def stream() -> tuple[int, int]:
-    """Return both ends of a socket."""
-    ours, theirs = socket.socketpair()
-    return ours.detach(), theirs.detach()
-
-
-@pytest.mark.parametrize(("kind", "room"), [(os.openpty, 20), (stream, 0)])
-def test_a_terminal_or_a_socket_that_nobody_reads_stops_nothing(
-    registry: Registry, service: ToyService, kind: Callable[[], tuple[int, int]], room: int
-) -> None:
-    """Docker gives a container a terminal where its compose file says `tty: true`."""
-    ours, theirs = kind()
-    os.set_blocking(theirs, False)
-    try:
-        while True:
-            os.write(theirs, b"x")
-    except BlockingIOError:
-        os.set_blocking(theirs, True)
-    if room:
-        os.read(ours, room)  # so that a part of a line fits
-    sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=0.3)
-    sidecar.stdout = theirs
-    with sidecar:
-        wait_until(lambda: registry.count("heartbeat") > 3)
-        sidecar.assert_stops()
-    os.close(ours)
-    os.close(theirs)
-    assert registry.record(NAME) is None
-
-
-@pytest.mark.parametrize("stdout", [">/dev/full 2>&1", ">&- 2>&-"])
+@pytest.mark.parametrize("kind", ["terminal", "socket", ">/dev/full 2>&1", ">&- 2>&-"])
 def test_a_log_that_takes_nothing_stops_nothing(
-    registry: Registry, service: ToyService, stdout: str
+    registry: Registry, service: ToyService, kind: str
 ) -> None:
-    """A full disk; a descriptor that is closed, whose number no socket may get."""
-    sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=1)
-    sidecar.python = ["sh", "-c", f'exec "$@" {stdout}', "sh", sys.executable, "-I"]
+    """A terminal (Docker's `tty: true`) or a socket that nobody reads; a full disk; one closed."""
+    sidecar, ends = Sidecar(registry, service, HEARTBEAT_INTERVAL=1), (-1, -1)
+    if kind.startswith(">"):
+        sidecar.python = ["sh", "-c", f'exec "$@" {kind}', "sh", sys.executable, "-I"]
+    else:
+        ours, theirs = socket.socketpair()
+        ends = os.openpty() if kind == "terminal" else (ours.detach(), theirs.detach())
+        sidecar.stdout = ends[1]
+        os.set_blocking(ends[1], False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(ends[1], b"x")
+        os.set_blocking(ends[1], True)
+        if kind == "terminal":
+            os.read(ends[0], 20)  # so that a part of a line fits
     with sidecar:
         wait_until(lambda: registry.count("heartbeat") > 2)
-        assert registry.connections == 1
+        assert registry.connections == 1  # no socket has got the number of the closed one
         sidecar.assert_stops()
+    for end in {*ends} - {-1}:
+        os.close(end)
     assert registry.record(NAME) is None
 
 
@@ -229,12 +163,14 @@ def flags(pid: int) -> int:
     return int(found[1], 8)
 
 
-def test_a_count_that_was_lost_with_its_line_is_told_with_the_next() -> None:
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_count_that_was_lost_with_its_line_is_told_with_the_next(as_json: bool) -> None:
     """As behind a full disk, or a reader that went away and was replaced."""
     nobody, broken = os.pipe()
     os.close(nobody)
     reader, writer = os.pipe()
     handler = agent.Log(plain=False)
+    handler.as_json = as_json
     try:
         for file in (broken, writer):
             handler.file, handler.poller = file, select.poll()
@@ -245,7 +181,6 @@ def test_a_count_that_was_lost_with_its_line_is_told_with_the_next() -> None:
     finally:
         for file in (broken, reader, writer):
             os.close(file)
-    assert [line.split(" ", 1)[1] for line in lines] == [
-        "WARNING 3 lines of the log were dropped because nobody read them",
-        *["INFO words"] * 3,
-    ]
+    told = [json.loads(line)["message"] if as_json else line.split(" ", 2)[2] for line in lines]
+    assert told == ["3 lines of the log were dropped because nobody read them", *["words"] * 3]
+    assert "WARNING" in lines[0]

@@ -1,7 +1,16 @@
 """What goes into the log: one printable line, short, and without a secret."""
 
 import base64
+import codecs
+import http.client
 import json
+import logging
+import re
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -9,7 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import agent
-from agent import say_plain, say_value
+from agent import Answer, say_plain, say_seconds, say_value
+from kit.sidecar import AGENT, HEALTHCHECK, ROOT
 
 SECRET = "s3cr3t-t0ken"
 any_text = st.text(st.characters(exclude_categories=[]))  # lone surrogates too
@@ -39,7 +49,9 @@ tokens = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8,
 @example("\\" * 20 + "x")
 def test_a_secret_is_blotted_out_in_whatever_form_a_peer_sends_it_back(token: str) -> None:
     in_json, in_json_in_json = json.dumps(token)[1:-1], json.dumps(json.dumps(token))[3:-3]
-    forms = {token, in_json, in_json_in_json, quote(token), quote(token, safe="")}
+    escaped = quote(token, safe="")
+    forms = {token, in_json, in_json_in_json, quote(token), escaped}
+    forms |= {repr(token)[1:-1], re.sub("%..", lambda found: found[0].lower(), escaped)}
     agent.keep_secret("another", [token])
     try:
         for form in forms:
@@ -67,10 +79,56 @@ def test_a_source_s_secret_and_the_one_before_are_blotted_out_and_no_older_one()
         ("http://ann:pw@lb", {"pw", base64.b64encode(b"ann:pw").decode()}),
         ("http://ann:p%40w@lb", {"p%40w", "p@w", base64.b64encode(b"ann:p@w").decode()}),
         ("http://a:p%C3%B6@lb", {"p%C3%B6", "pö", base64.b64encode("a:pö".encode()).decode()}),
+        (
+            "http://%E2%82%AC:p%e2%82%ac@lb",
+            {"p%e2%82%ac", "p€", base64.b64encode("€:p€".encode()).decode()},
+        ),
+        (
+            "http://a:p%40%3a@lb",
+            {"p%40%3a", "p@:", base64.b64encode(b"a:p@:").decode()},
+        ),
     ],
 )
 def test_credentials_of_a_url_are_secrets(url: str, found: set[str]) -> None:
-    assert {secret for secret in agent.url_secrets(url) if secret} == found
+    secrets = {secret for secret in agent.url_secrets(url) if secret}
+    assert secrets == found
+    sent = agent.basic_credentials(url).get("Authorization", "Basic ").removeprefix("Basic ")
+    assert sent in secrets or not secrets
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        SECRET,
+        f"Bearer {SECRET}",
+        f"Basic {base64.b64encode(f'ann:{SECRET}'.encode()).decode()}",
+        f"a=1; session={SECRET}",
+        f'Digest username="ann", response="{SECRET}"',
+    ],
+)
+def test_what_is_secret_in_a_header_is_blotted_out_and_the_log_stays_readable(value: str) -> None:
+    agent.secrets.clear()
+    headers = {"X-Key": value, "X-Tenant": "1", "X-Scheme": "http", "X-Short": "osint"}
+    headers |= {"Accept": "application/json", "Host": "osint-service", "User-Agent": "curl/8"}
+    agent.keep_secret("headers", agent.header_secrets(headers))
+    said = "http://osint-service:1 takes application/json of curl/8"
+    assert say_plain(f"{said} {value} {SECRET}") == f"{said} *** ***"
+
+
+@pytest.mark.parametrize("filler", ["%5c", "%5C%5C\\\\"])
+def test_what_a_peer_says_is_searched_in_linear_time(filler: str) -> None:
+    agent.keep_secret("url", agent.url_secrets(r"http://u:%5C%5Cx@lb"))
+
+    def cost(size: int) -> float:
+        """Return the seconds of CPU that ten such bodies cost."""
+        answer = Answer(500, body=(filler * (size // len(filler))).encode())
+        began = time.process_time()
+        for _ in range(10):
+            assert answer.say()
+        return time.process_time() - began
+
+    small, large = cost(16_000), cost(64_000)
+    assert large < 5 * small + 0.5
 
 
 @pytest.mark.parametrize(
@@ -86,6 +144,12 @@ def test_credentials_of_a_url_are_secrets(url: str, found: set[str]) -> None:
 )
 def test_words_of_a_peer(words: str, line: str) -> None:
     assert say_plain(words) == line
+
+
+def test_no_character_of_unicode_controls_the_log() -> None:
+    for start in range(0, sys.maxunicode + 1, 4096):
+        step = 1 if start < 0x20000 or start == 0xE0000 else 61  # hardly any is assigned there
+        assert agent.escape("".join(map(chr, range(start, start + 4096, step)))).isprintable()
 
 
 @given(told_text)
@@ -121,3 +185,166 @@ def test_credentials_and_query_of_a_url_are_never_shown(
 )
 def test_values_shown(value: object, shown: str) -> None:
     assert say_value(value) == shown
+
+
+# ---- settings that are quoted, or not what they seem
+
+
+def settings(**variables: str) -> agent.Settings:
+    """Read these beside the two that are needed."""
+    return agent.read_settings({"SERVICE_NAME": "osint", "SERVICE_HOST": "osint"} | variables)
+
+
+def problems(**variables: str) -> list[str]:
+    """Return what is said of settings that are refused."""
+    with pytest.raises(agent.SettingsError) as refused:
+        settings(**variables)
+    lines = [agent.say_problem(*problem) for problem in refused.value.args]
+    assert SECRET not in "".join(lines)
+    return lines
+
+
+GOOD = {  # where the default is nothing
+    **dict.fromkeys(agent.SETTINGS, "a"),
+    "SERVICE_METADATA": "team=osint",
+    **{name: __file__ for name in agent.SETTINGS if name.endswith("_FILE")},
+}
+
+
+@pytest.mark.parametrize("quote", "\"'")
+def test_a_value_in_quotes_is_refused_and_the_quotes_are_named(quote: str) -> None:
+    """As `docker run --env-file` passes them on."""
+    names = agent.SETTINGS.keys() - set(agent.TOKEN_VARIABLES)
+    said = problems(
+        **{name: f"{quote}{agent.SETTINGS[name].default or GOOD[name]}{quote}" for name in names}
+    )
+    for line in said:
+        assert re.search(rf"^[A-Z_]+=\W*{quote}.*{quote}\W*: .*; the quotes are part of", line)
+    assert {line.partition("=")[0] for line in said} == names
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "quoted"),
+    [
+        ("SERVICE_METADATA", '""', True),
+        ("REGISTRY_TOKEN", f'"two words {SECRET}"', True),
+        ("REGISTRY_URL", f'"http://ann:{SECRET}@registry"', True),
+        ("SERVICE_PORT", "http", False),
+        ("SERVICE_METADATA", "team", False),
+        ("SERVICE_NAME", "", False),
+    ],
+)
+def test_quotes_are_told_of_where_there_are_some(name: str, value: str, quoted: bool) -> None:
+    (line,) = problems(**{name: value})
+    assert line.startswith(name)
+    assert ("quotes" in line) == quoted
+
+
+@pytest.mark.parametrize("name", [*agent.TOKEN_VARIABLES, "REGISTRY_TOKEN_FILE"])
+@pytest.mark.parametrize(
+    ("token", "quoted"),
+    [
+        (f'"{SECRET}"', True),
+        (f"'{SECRET}'", True),
+        (f'a"{SECRET}"b', False),
+        (f"\"{SECRET}'", False),
+    ],
+)
+def test_a_token_in_quotes_is_doubted(tmp_path: Path, name: str, token: str, quoted: bool) -> None:
+    (tmp_path / "token").write_text(f"{token}\n")
+    value = str(tmp_path / "token") if name.endswith("FILE") else token
+    doubts = agent.doubts_about(settings(**{name: value}), {})
+    assert doubts == [f"{name}: the token is in quotes, and they are part of it"] * quoted
+
+
+@pytest.mark.parametrize("name", ["REGISTRY_TOKEN_FILE", "SERVICE_HEALTH_HEADERS_FILE"])
+@pytest.mark.parametrize("typed", [SECRET, f"Ab/c+{SECRET}==", f"/{SECRET}/x", f"Bearer {SECRET}"])
+def test_a_secret_in_the_place_of_its_file_is_hidden(name: str, typed: str) -> None:
+    agent.secrets.clear()
+    (line,) = problems(**{name: typed})
+    assert line.startswith(f"{name}=***: set it to a readable file")
+
+
+@pytest.mark.parametrize(
+    ("variables", "doubted"),
+    [
+        ({}, False),
+        ({"SERVICE_HEALTH_RETRIES": "8"}, False),
+        ({"SERVICE_HEALTH_RETRIES": "9"}, True),  # 63 s
+        ({"SERVICE_HEALTH_RETRIES": "100"}, True),
+        ({"SERVICE_HEALTH_RETRIES": "6", "SERVICE_HEALTH_TIMEOUT": "15"}, True),
+    ],
+)
+def test_probes_that_outlast_the_ttl_are_doubted(variables: dict[str, str], doubted: bool) -> None:
+    doubts = agent.doubts_about(settings(**variables), variables)
+    assert len(doubts) == doubted
+    assert all(line.startswith("SERVICE_HEALTH_RETRIES=") for line in doubts)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (codecs.BOM_UTF8 + f"{SECRET}\r\n".encode(), SECRET),
+        (codecs.BOM_UTF8 + b"\r\n", "it must hold one token"),
+        (codecs.BOM_UTF16_LE + f"{SECRET}\r\n".encode("utf-16-le"), "the file is UTF-16"),
+        (codecs.BOM_UTF16_BE + f"{SECRET}\r\n".encode("utf-16-be"), "the file is UTF-16"),
+        (f"{SECRET}\r\n".encode("utf-16-le"), "the file is UTF-16"),
+    ],
+)
+def test_token_files_as_windows_writes_them(tmp_path: Path, content: bytes, found: str) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    if found == SECRET:
+        assert agent.choose_token(settings(REGISTRY_TOKEN_FILE=str(file))).now() == SECRET
+    else:
+        (line,) = problems(REGISTRY_TOKEN_FILE=str(file))
+        assert re.match(f"REGISTRY_TOKEN_FILE=.* that holds the token .{found}", line)
+
+
+# ---- words for what has no bytes
+
+
+@pytest.mark.parametrize(
+    ("answer", "hinted"),
+    [
+        (Answer(failure=ConnectionRefusedError(111, "Connection refused")), True),
+        (Answer(failure=agent.LateError("no answer within 1 s")), False),
+        (Answer(failure=http.client.RemoteDisconnected("closed")), False),
+        (Answer(failure=socket.gaierror(socket.EAI_NONAME, "unknown")), False),
+        (Answer(502), False),
+    ],
+)
+def test_a_refused_connection_alone_brings_the_hint_about_port_8888(
+    monkeypatch: pytest.MonkeyPatch, answer: Answer, hinted: bool
+) -> None:
+    for port in (8888, 8889):
+        url = f"http://vertice-register-lb:{port}"
+        registry = agent.choose_registry(settings(REGISTRY_URL=url), agent.Signals())
+        monkeypatch.setattr(registry.peer, "exchange", lambda *_: answer)
+        said = registry.register({}, 1).advice
+        assert ("8888 is its port on the host" in said) == (hinted and port == 8888)
+
+
+@pytest.mark.parametrize(
+    ("duration", "said"),
+    [(30.0, "30 s"), (2.123456, "2.12 s"), (0.5, "0.5 s"), (1e5, "100000 s"), (0.001, "0 s")],
+)
+def test_durations_are_told_in_short(duration: float, said: str) -> None:
+    assert say_seconds(duration) == said
+
+
+def test_json_is_one_object_a_line_with_time_level_and_message() -> None:
+    log, record = agent.Log(plain=False), logging.makeLogRecord({"levelname": "INFO"})
+    record.msg, record.created = 'say "no"\u2028 größer', 86400.5
+    assert log.format(record) == '1970-01-02T00:00:00Z INFO say "no"\u2028 größer\n'
+    log.as_json = True
+    line = log.format(record)
+    assert line.isascii()
+    told: dict[str, Any] = {"time": "1970-01-02T00:00:00Z", "level": "INFO", "message": record.msg}
+    assert line == json.dumps(told) + "\n"
+
+
+@pytest.mark.parametrize("script", [AGENT, HEALTHCHECK])
+def test_a_script_points_to_no_file_that_is_not_there(script: Path) -> None:
+    names = set(re.findall(r"\b[\w./-]+\.(?:md|rst|py|sh|txt|ya?ml|toml)\b", script.read_text()))
+    assert {name for name in names if not (ROOT / name).is_file()} == set()
