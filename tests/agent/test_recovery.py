@@ -50,12 +50,12 @@ def test_a_registry_that_comes_late_and_goes_for_a_while(service: ToyService) ->
         with registry:
             sidecar.wait_registered(timeout=20)
             sidecar.wait_for("Heartbeat accepted")
-            registry.stop()
+            registry.pause()
             sidecar.wait_for("No heartbeat accepted for two intervals", timeout=20)
             sidecar.wait_for("Registration failed", times=4)
             announced = float(re.findall(r"next in ([\d.]+) s", sidecar.log)[-1])
             returned = time.monotonic()
-            registry.start()
+            registry.resume()
             sidecar.wait_for("Registry is back after", times=2, timeout=60)
             assert registry.record(NAME)
             assert time.monotonic() - returned < max(announced, INTERVAL) + SLACK
