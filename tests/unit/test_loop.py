@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 
 from kit.promises import BrokenPromiseError
 from kit.sidecar import AGENT, HEALTHCHECK
@@ -75,15 +74,15 @@ OTHER_SETTINGS: list[dict[str, str]] = [
 
 
 class Drawn(Choices):
-    """Choices that hypothesis draws, and shrinks."""
+    """Choices that are drawn at random."""
 
-    def __init__(self, data: st.DataObject, budget: int) -> None:
+    def __init__(self, seed: int, budget: int) -> None:
         super().__init__(budget=budget)
-        self.data = data
+        self.chance = random.Random(seed)
 
     def number(self, count: int) -> int:
         """Draw one of so many numbers."""
-        return self.data.draw(st.integers(0, count - 1))
+        return self.chance.randrange(count)
 
     def outcome(self, options: Sequence[str]) -> str:
         """Draw what comes of a request; a signal only at last."""
@@ -91,19 +90,18 @@ class Drawn(Choices):
 
     def event(self, options: Sequence[str]) -> str:
         """Draw what comes in a wait: in most of them nothing."""
-        if self.budget > 0 and self.data.draw(st.integers(0, 3)) < 3:
+        if self.budget > 0 and self.number(4):
             return options[0]
         return super().event(without_stop(options, self.budget))
 
     def freeze(self) -> tuple[float, float]:
         """Draw when a freeze begins, and how long it lasts."""
-        share = self.data.draw(st.integers(0, 10)) / 10
-        return share, float(self.data.draw(st.sampled_from((75, 1, 20, 46, 59, 61, 400))))
+        return self.number(11) / 10, self.chance.choice((75.0, 1.0, 20.0, 46.0, 59.0, 61.0, 400.0))
 
     def uniform(self, low: float, high: float) -> float:
         """Stand in for random.uniform."""
-        share = self.data.draw(st.integers(0, 8)) / 8 if self.budget > 0 else 0.5
-        return low + (high - low) * share * (1 - 1e-9)
+        share = self.chance.random() if self.budget > 0 else 0.5
+        return low + (high - low) * share
 
 
 def without_stop(options: Sequence[str], budget: int) -> Sequence[str]:
@@ -111,11 +109,16 @@ def without_stop(options: Sequence[str], budget: int) -> Sequence[str]:
     return [option for option in options if budget <= 1 or option != "stopped"]
 
 
-@settings(max_examples=max(1000, settings.default.max_examples))  # type: ignore[union-attr]
-@given(st.data(), st.integers(7, 40), st.sampled_from(OTHER_SETTINGS))
-def test_longer_sequences(data: st.DataObject, budget: int, others: dict[str, str]) -> None:
-    choices = Drawn(data, budget)
-    World(the_agent(), choices, choices.uniform, settings=SETTINGS | others).run()
+def play_longer(module: Any, seed: int, budget: int) -> None:
+    """Play one sequence that is drawn at random. Raises BrokenPromiseError."""
+    choices, others = Drawn(seed, budget), OTHER_SETTINGS[seed % len(OTHER_SETTINGS)]
+    World(module, choices, choices.uniform, settings=SETTINGS | others).run()
+
+
+def test_longer_sequences() -> None:
+    seeds = 30 * settings.default.max_examples  # type: ignore[union-attr]
+    for seed in range(seeds):
+        play_longer(the_agent(), seed, budget=7 + seed * 34 // seeds)  # the shorter ones first
 
 
 def play_replicas(
