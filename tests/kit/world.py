@@ -32,7 +32,7 @@ SETTLED = TTL + 2  # seconds after the last trouble in which the record must not
 
 # What may come of each request; the first is what comes where all is well. "lost": the request was
 # taken, and its answer did not come. "stopped": a signal comes while the agent waits for it.
-# "denied": somebody in between says that there is no record, but there is.
+# "denied", "is wrong": somebody in between says that there is no record, but there is.
 PROBE = ("well", "failing", "late", "stopped")
 FAILURES = ("refused", "failing", "asked to wait", "late", "lost", "stopped")
 REGISTRATION = ("accepted", *FAILURES)
@@ -155,8 +155,8 @@ class World:
         health.time, health.write = self.times, self.write
         self.sees_suspensions = health.CLOCK == self.times.CLOCK_BOOTTIME
         self.signals = signals = module.Signals(health.clock, self.sleep)
-        signals.pause_until, signals.mask = self.pause, self.mask
-        signals.unmask = self.unmask
+        signals.pause_until = self.pause
+        signals.mask = signals.unmask = self.leave_signals
         self.stop_soon = False
         self.freeze_at, self.freeze_lasts, self.suspends = math.inf, 0.0, False
         # The service, as the agent sees it, and as it is.
@@ -284,12 +284,9 @@ class World:
         self.promises.stops()
         self.signals.note(signal.SIGTERM, None)
 
-    def mask(self) -> None:
-        """Leave this process's own signals alone."""
+    def leave_signals(self) -> None:
+        """Leave this process's own signals as they are."""
         self.signals.stopping = False
-
-    def unmask(self) -> None:
-        """Leave this process's own signals alone."""
 
     # The network, and the health file
 
