@@ -12,7 +12,7 @@ SLICE = 1.0  # seconds, the longest wait in one go: a freeze is noticed at its e
 ENOUGH = 3  # failed requests and probes since the last accepted request that may cost the record
 MOST_REQUESTS = 30  # to the registry in any two intervals
 FEWEST_BEATS = 7  # from look to look, where nothing makes the agent doubt
-LONGEST_RUN = 5000.0  # seconds
+LONGEST_RUN = 6000.0  # seconds
 STOP = 3.0  # seconds until it has ended, and DRAIN_SECONDS
 
 
@@ -30,6 +30,7 @@ class Promises:
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+        self.two_intervals = 2 * settings.heartbeat_interval  # for which the agent takes it to live
         self.now = 0.0
         self.frozen_for = 0.0  # seconds in all
         # The service, as its probes show it.
@@ -49,13 +50,16 @@ class Promises:
         # What the agent was told.
         self.accepted_at = -math.inf  # when it sent the last request that it knows to be accepted
         self.registered = False  # a registration was accepted
-        self.doubts = False  # it was told, at least once, that there is no record
+        self.doubts = False  # it was told that there is no record, and nothing has proved it since
+        self.misled = False  # by a list, at least once
+        self.look_failed = False  # and nothing was accepted since
         self.gives_up = False  # there is no record any more, as far as it knows
         self.failed_registrations = 0  # in a row
         self.asked_until = -math.inf  # as a Retry-After asks for, which the agent may heed
         self.wait_until = -math.inf  # as one asks for that a registration has to heed
         # What it said and did.
         self.promised = 0.0  # the next line of the health file
+        self.grid = math.nan  # one of the moments of its heartbeats, by its clock
         self.beats = FEWEST_BEATS  # accepted requests since the last look at the list
         self.sent: list[float] = []  # times of all requests to the registry
         self.stopped_at = math.inf
@@ -71,12 +75,6 @@ class Promises:
     def takes_anything(self) -> bool:
         """Tell whether the registry takes anything that keeps a record."""
         return self.takes_heartbeats or self.takes_registrations
-
-    @property
-    def two_intervals(self) -> float:
-        """The seconds that the agent takes a record to live."""
-        interval: float = self.settings.heartbeat_interval
-        return 2 * interval
 
     # Time
 
@@ -111,6 +109,16 @@ class Promises:
         in_order = in_order and self.takes_registrations
         if in_order and self.now > self.accepted_at + self.two_intervals:
             self.due_by = min(self.due_by, self.now + 2 * SLICE)
+
+    def waits(self, seconds: float, until: float) -> None:
+        """Judge until which moment of its clock it waits: where all is well, for the next beat."""
+        calm = self.registered and self.takes_registrations and self.takes_heartbeats
+        calm = calm and not (self.failures or self.failed_probes or self.down or self.gives_up)
+        if calm and seconds > 0:
+            off = math.remainder(until - self.grid, self.settings.heartbeat_interval)
+            if abs(off) > 0.001:
+                raise BrokenPromiseError(f"a heartbeat {off:.1f} s off the grid")
+            self.grid = until
 
     def expire(self) -> None:
         """Let the record expire when it is time for it."""
@@ -163,8 +171,9 @@ class Promises:
     def probed(self, well: bool) -> None:
         """Note what a probe showed."""
         known = self.registered or self.seen  # else INITIAL_WAIT_TIMEOUT may end a wait early
-        if known and self.failed_probes and self.now < self.probed_at + self.settings.pace:
-            raise BrokenPromiseError("a probe right after a failed one")
+        soon = self.now < self.probed_at + self.settings.pace
+        if known and soon and (self.failed_probes or self.down):
+            raise BrokenPromiseError("a probe right after one of a service that is not well")
         self.probed_at = self.now
         self.failed_probes = 0 if well else self.failed_probes + 1
         self.good_probes = self.good_probes + 1 if well else 0
@@ -199,8 +208,8 @@ class Promises:
     def registers(self, changed: bool) -> None:
         """Judge that a registration is sent; whether the service has changed since the last."""
         self.sends("register")
-        told = self.doubts or self.gives_up or self.failures or not self.takes_heartbeats
-        early = self.now < self.accepted_at + 0.8 * self.two_intervals
+        told = self.doubts or self.gives_up or self.look_failed
+        early = self.now < self.accepted_at + 0.75 * self.two_intervals
         if self.registered and early and not changed and not told:
             raise BrokenPromiseError("a registration for nothing")
         if not self.seen and not self.registered:  # "registering it anyway"
@@ -226,7 +235,7 @@ class Promises:
     def accepted(self, what: str, sent_at: float) -> None:
         """Note that the agent is told that a registration or a heartbeat is accepted."""
         self.accepted_at = sent_at
-        self.failed_registrations, self.gives_up = 0, False
+        self.failed_registrations, self.gives_up, self.look_failed = 0, False, False
         self.asked_until = self.wait_until = -math.inf
         self.beats += 1
         if not self.seen:
@@ -242,7 +251,12 @@ class Promises:
         self.excused = self.excused or (self.gives_up and self.now < self.asked_until)
         if not self.failures and self.takes_registrations and not (by_look and self.doubts):
             self.due_by = min(self.due_by, self.now + 1)
-        self.doubts = True
+        self.doubts, self.misled = True, self.misled or by_look
+
+    def looked(self, found: bool) -> None:
+        """Note what else a look at the list brought: that it has the name, or nothing."""
+        self.look_failed = not found
+        self.doubts = self.misled or (self.doubts and not found)
 
     def failed(self, what: str, wait: float) -> None:
         """Note that the agent is told, or finds, that a registration or a heartbeat failed."""

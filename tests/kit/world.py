@@ -6,6 +6,7 @@ that is suspended, a service that is replaced, a signal. kit.promises judges all
 """
 
 import functools
+import logging
 import math
 import signal
 import time
@@ -13,7 +14,6 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kit.clock import Clock
 from kit.promises import TTL, BrokenPromiseError, Promises
 from kit.sidecar import AGENT, HEALTHCHECK
 
@@ -24,6 +24,7 @@ SETTINGS = {
     "DRAIN_SECONDS": "4",
 }
 RETRY_AFTER = 100  # seconds: longer than a record lives
+WAIT = {"Retry-After": str(RETRY_AFTER)}
 FREEZE = 75.0  # seconds: longer than a record lives
 ANSWER = 0.01  # seconds that a peer takes to answer
 OVERSHOOT = 1e-4  # seconds that a sleep takes too long, as every real one does
@@ -31,7 +32,7 @@ SETTLED = TTL + 2  # seconds after the last trouble in which the record must not
 
 # What may come of each request; the first is what comes where all is well. "lost": the request was
 # taken, and its answer did not come. "stopped": a signal comes while the agent waits for it.
-# "denied": somebody in between says that there is no record, but there is.
+# "denied", "is wrong": somebody in between says that there is no record, but there is.
 PROBE = ("well", "failing", "late", "stopped")
 FAILURES = ("refused", "failing", "asked to wait", "late", "lost", "stopped")
 REGISTRATION = ("accepted", *FAILURES)
@@ -39,35 +40,34 @@ HEARTBEAT = {
     True: ("accepted", "not known", "denied", *FAILURES),
     False: ("not known", *FAILURES),
 }
-LOOK = {True: ("has it", "lacks it"), False: ("lacks it",)}
+LOOK = {True: ("has it", "lacks it", "is wrong"), False: ("lacks it",)}
 NO_LOOK = ("tells nothing", "late", "stopped")
 DEREGISTRATION = ("accepted", "failing", "late")
 # What may come in a wait. The last four last until the end: what the registry still takes, and a
 # store that is lost, after which it takes heartbeats for any name.
 FOR_GOOD = ("registrations only", "heartbeats only", "nothing taken", "store lost")
 EVENTS = ("nothing", "stopped", "frozen", "suspended", "replaced", *FOR_GOOD)
-NO_FAILURE = {"well", "accepted", "acknowledged", "has it", "not known", "lacks it", "stopped"}
+NO_FAILURE = {"well", "accepted", "acknowledged", "has it", "lacks it", "is wrong"}
+NO_FAILURE |= {"not known", "stopped"}
 
 
 class Times:
-    """What the agent knows of time: stands in for the module `time`."""
+    """What the agent knows of time: stands in for the module `time`.
+
+    `shown` is the time of each clock; the second one stands still while the host sleeps.
+    """
 
     CLOCK_BOOTTIME, CLOCK_MONOTONIC = time.CLOCK_BOOTTIME, time.CLOCK_MONOTONIC
 
     def __init__(self) -> None:
-        self.true, self.awake = Clock(), Clock()  # the second stands still while the host sleeps
-        self.asked_awake = False
+        self.shown = dict.fromkeys((self.CLOCK_BOOTTIME, self.CLOCK_MONOTONIC), 0.0)
+        self.clock_gettime = self.shown.__getitem__
 
-    def clock_gettime(self, which: int) -> float:
-        """Return the time of one of the two clocks."""
-        if which == self.CLOCK_BOOTTIME:
-            return self.true.skipped
-        self.asked_awake = True
-        return self.awake.skipped
-
-    def behind(self, clock: float) -> float:
-        """Return how many seconds a clock that shows this is behind the true one."""
-        return self.true.skipped - clock
+    def passes(self, seconds: float, suspended: bool = False) -> None:
+        """Let time pass."""
+        self.shown[self.CLOCK_BOOTTIME] += seconds
+        if not suspended:
+            self.shown[self.CLOCK_MONOTONIC] += seconds
 
 
 class Choices:
@@ -116,13 +116,18 @@ def load(agent_text: str = "", health_text: str = "") -> Any:
     module.healthcheck = types.ModuleType("healthcheck_copy")
     health_text = health_text or HEALTHCHECK.read_text()
     exec(compile(health_text, HEALTHCHECK, "exec"), vars(module.healthcheck))
+    # Nobody reads its words, and they would take a third of the time.
+    module.log = logging.Logger("of nobody", logging.CRITICAL + 1)
+    module.say_plain = module.Answer.say = lambda _words: ""
     return module
 
 
 @functools.cache
 def known_settings(module: Any, variables: tuple[tuple[str, str], ...]) -> Any:
-    """Return the module's Settings of the variables; to read them each time would take longest."""
-    return module.read_settings(dict(variables))
+    """Return the module's Settings of the variables, as plain attributes, which are quicker."""
+    settings = module.read_settings(dict(variables))
+    names = (name for name in dir(settings) if not name.startswith("_"))
+    return types.SimpleNamespace(**{name: getattr(settings, name) for name in names})
 
 
 class World:
@@ -148,9 +153,10 @@ class World:
         self.promises = Promises(values)
         health = module.healthcheck
         health.time, health.write = self.times, self.write
+        self.sees_suspensions = health.CLOCK == self.times.CLOCK_BOOTTIME
         self.signals = signals = module.Signals(health.clock, self.sleep)
-        signals.pause_until, signals.block = self.pause, self.block
-        signals.unblock = self.unblock
+        signals.pause_until = self.pause
+        signals.mask = signals.unmask = self.leave_signals
         self.stop_soon = False
         self.freeze_at, self.freeze_lasts, self.suspends = math.inf, 0.0, False
         # The service, as the agent sees it, and as it is.
@@ -174,6 +180,8 @@ class World:
             self.promises.ended(self.agent.run())
         except BrokenPromiseError as error:
             raise BrokenPromiseError(f"{error}\n{self.tell()}") from None
+        finally:
+            del self.agent, self.signals  # or each world would wait for the garbage collector
 
     def tell(self) -> str:
         """Return what happened, a line each."""
@@ -184,8 +192,7 @@ class World:
 
     def passes(self, seconds: float) -> None:
         """Let time pass."""
-        self.times.true.skipped += seconds
-        self.times.awake.skipped += seconds
+        self.times.passes(seconds)
         self.promises.passes(seconds)
 
     def sleep(self, seconds: float) -> None:
@@ -200,8 +207,7 @@ class World:
         self.freeze_at = math.inf
         clock, lasts = self.module.healthcheck.clock, self.freeze_lasts
         before = clock()
-        self.times.true.skipped += lasts
-        self.times.awake.skipped += 0.0 if self.suspends else lasts
+        self.times.passes(lasts, self.suspends)
         # The health check goes by the agent's clock.
         self.promises.promised += lasts - (clock() - before)
         self.promises.freezes(lasts)
@@ -212,16 +218,17 @@ class World:
         promises = self.promises
         promises.fresh = False
         self.module.SLICE = math.inf
-        if self.signals.stopping or promises.stopped_at < math.inf:
-            event = "nothing"
-        elif self.choosing and self.choices.budget > 0:
-            event = self.choices.event(self.events())
-        else:
-            event = "nothing"
-            self.stop_soon = self.choosing and self.is_settled()
+        wait = end - self.module.healthcheck.clock()
+        event = "nothing"
+        if promises.stopped_at == math.inf:
+            promises.waits(wait, end)
+            if self.choosing and self.choices.budget > 0:
+                event = self.choices.event(self.events())
+            else:
+                self.stop_soon = self.choosing and self.is_settled()
         if event != "nothing":
             self.story.append((promises.now, "in between", event))
-            self.happens(event, max(end - self.module.healthcheck.clock(), 0.0))
+            self.happens(event, max(wait, 0.0))
         self.module.Signals.pause_until(self.signals, end)
 
     def events(self) -> list[str]:
@@ -231,7 +238,7 @@ class World:
             without.update(FOR_GOOD)
         if not self.seen or self.metadata["version"] != str(self.version):
             without.add("replaced")
-        if not self.times.asked_awake:  # then a suspension is, to the agent, a freeze
+        if self.sees_suspensions:  # they are, to the agent, freezes
             without.add("suspended")
         return [event for event in EVENTS if event not in without]
 
@@ -277,12 +284,9 @@ class World:
         self.promises.stops()
         self.signals.note(signal.SIGTERM, None)
 
-    def block(self) -> None:
-        """Leave this process's own signals alone."""
+    def leave_signals(self) -> None:
+        """Leave this process's own signals as they are."""
         self.signals.stopping = False
-
-    def unblock(self) -> None:
-        """Leave this process's own signals alone."""
 
     # The network, and the health file
 
@@ -291,7 +295,7 @@ class World:
 
     def write(self, _path: str, promise: float, state: str, ready: float, *_more: object) -> None:
         """Take what would stand in the health file."""
-        behind = self.times.behind(self.module.healthcheck.clock())
+        behind = self.promises.now - self.module.healthcheck.clock()
         # The grace is for slow machines.
         self.promises.shows(promise - self.module.GRACE + behind, state, ready + behind)
 
@@ -332,14 +336,31 @@ class World:
 
     def look(self, timeout: float) -> Any:
         """Answer a look at the list."""
-        self.promises.sends("look")
-        options = (*LOOK[self.promises.present], *NO_LOOK)
-        return self.answer("look", self.ask("look", options, timeout))
+        promises = self.promises
+        promises.sends("look")
+        outcome = self.ask("look", (*LOOK[promises.present], *NO_LOOK), timeout)
+        promises.looked(outcome == "has it")
+        if outcome == "lacks it" and promises.present:
+            promises.vanishes(promises.now)
+        return self.listed(outcome)
+
+    def listed(self, outcome: str) -> Any:
+        """Return the answer to a look at the list."""
+        module = self.module
+        if outcome == "has it":
+            return module.Answer(200, meaning=module.ACCEPTED)
+        if outcome in ("lacks it", "is wrong"):
+            self.promises.not_known(by_look=True)
+            return module.Answer(200, meaning=module.LOST)
+        return module.Answer(503, WAIT, meaning=module.FAILED, advice=outcome)
 
     def deregister(self, timeout: float) -> Any:
         """Answer a deregistration."""
         self.promises.deregistrations += 1
-        return self.answer("deregister", self.ask("deregister", DEREGISTRATION, timeout))
+        outcome = self.ask("deregister", DEREGISTRATION, timeout)
+        accepted = outcome == "accepted"
+        meaning = self.module.ACCEPTED if accepted else self.module.FAILED
+        return self.module.Answer(200 if accepted else 503, meaning=meaning)
 
     def ask(self, what: str, options: Sequence[str], timeout: float) -> str:
         """Choose what comes of a request, and let the time of it pass. Raises the agent's Stop."""
@@ -364,10 +385,8 @@ class World:
         self.promises.lives(math.inf if self.promises.store_lost else TTL, known)
 
     def answer(self, what: str, outcome: str) -> Any:
-        """Return the answer, and tell what it means."""
+        """Return the answer to a registration or a heartbeat, and tell what it means."""
         module, promises = self.module, self.promises
-        if what in ("look", "deregister"):
-            return self.other_answer(outcome)
         if outcome in ("accepted", "acknowledged"):
             if outcome == "accepted":
                 self.lives(known=True)
@@ -385,62 +404,67 @@ class World:
         if outcome in ("late", "lost"):
             return module.Answer(failure=module.LateError(), meaning=module.FAILED)
         meaning = module.REFUSED if outcome == "refused" else module.FAILED
-        headers = {"Retry-After": str(wait)} if wait else {}
-        return module.Answer(503, headers, b"{}", meaning=meaning, advice=outcome)
-
-    def other_answer(self, outcome: str) -> Any:
-        """Return the answer to a look or to a deregistration."""
-        module = self.module
-        if outcome in ("has it", "accepted"):
-            return module.Answer(200, meaning=module.ACCEPTED)
-        if outcome == "lacks it":
-            if self.promises.present:
-                self.promises.vanishes(self.promises.now)
-            self.promises.not_known(by_look=True)
-            return module.Answer(200, meaning=module.LOST)
-        return module.Answer(503, meaning=module.FAILED, advice=outcome)
+        headers = WAIT if wait else {}
+        return module.Answer(503, headers, meaning=meaning, advice=outcome)
 
 
 class Replicas(World):
     """A registry of several replicas, whose store is lost once all that was chosen has come.
 
-    Each takes every request and answers from its own memory. Args: for each request the number of
-    the replica that it reaches.
+    From then on each takes every request, and answers from its own memory. Args: for each request
+    the number of the replica that it reaches; which of them list the name; after how many intervals
+    which of them lose their memories. `missing` is how many lists lacked the name 40 intervals
+    after the last loss, `sent` the requests since the store was lost.
     """
 
-    INTERVALS = 100  # after which each of them lists the name
+    SOON, INTERVALS = 40, 100  # after the last loss; in the end each list has the name
 
-    def __init__(self, size: int, turns: Iterator[int], *arguments: Any) -> None:
+    def __init__(
+        self,
+        turns: Iterator[int],
+        listed: Sequence[bool],
+        losses: Sequence[tuple[float, Sequence[int]]],
+        *arguments: Any,
+    ) -> None:
         super().__init__(*arguments)
-        self.listed, self.turns = [False] * size, turns
-        self.lost_at = math.inf
+        self.turns, self.has, self.losses = turns, [*listed], [*losses]
+        self.last = math.inf  # when something was lost
+        self.missing = -1
+
+    @property
+    def sent(self) -> int:
+        """How many requests there were since the store was lost."""
+        return len(self.promises.sent)
 
     def events(self) -> list[str]:
         """Return what may come: nothing else for good."""
         return [event for event in super().events() if event not in FOR_GOOD]
 
     def is_settled(self) -> bool:
-        """Let the store be lost when all is well, and the agent stop when its time is over."""
-        now = self.promises.now
-        interval = self.promises.settings.heartbeat_interval
-        if self.lost_at == math.inf:
+        """Let something be lost when it is time for it, and the agent stop at the end."""
+        promises = self.promises
+        if not promises.store_lost:
             if super().is_settled():
-                self.lost_at = now
-                self.promises.store_lost, self.promises.expires = True, math.inf
-                self.promises.sent.clear()
-        elif now > self.lost_at + self.INTERVALS * interval:
-            missing, sent = self.listed.count(False), len(self.promises.sent)
-            if missing:
-                raise BrokenPromiseError(f"{missing} of {len(self.listed)} lists lack the name")
-            if sent > 3 * self.INTERVALS:
-                raise BrokenPromiseError(f"{sent} requests in {self.INTERVALS} intervals")
-            return True
-        return False
+                self.last, promises.store_lost, promises.expires = promises.now, True, math.inf
+                promises.sent.clear()
+            return False
+        intervals: float = (promises.now - self.last) / promises.settings.heartbeat_interval
+        if self.losses:
+            if intervals > self.losses[0][0]:
+                self.last = promises.now
+                for replica in self.losses.pop(0)[1]:
+                    self.has[replica] = False
+            return False
+        if intervals > self.SOON and self.missing < 0:
+            self.missing = self.has.count(False)
+        if intervals > self.INTERVALS and not all(self.has):
+            raise BrokenPromiseError(f"{self.has.count(False)} of {len(self.has)} lists lack it")
+        return intervals > self.INTERVALS
 
     def register(self, metadata: Any, timeout: float) -> Any:
         """Answer a registration."""
         if self.promises.store_lost:
-            self.listed[next(self.turns)] = True
+            self.has[next(self.turns)] = True
         return super().register(metadata, timeout)
 
     def heartbeat(self, timeout: float) -> Any:
@@ -454,11 +478,8 @@ class Replicas(World):
         if not self.promises.store_lost:
             return super().look(timeout)
         self.promises.sends("look")
-        self.promises.doubts = True
-        listed = self.listed[next(self.turns)]
-        outcome = self.ask("look", ("has it" if listed else "lacks it",), timeout)
-        meaning = self.module.ACCEPTED if outcome == "has it" else self.module.LOST
-        return self.module.Answer(200, meaning=meaning)
+        has = "has it" if self.has[next(self.turns)] else "lacks it"
+        return self.listed(self.ask("look", (has,), timeout))
 
 
 def sequences(budget: int, first: Sequence[int] = ()) -> Iterator[Choices]:

@@ -7,14 +7,12 @@ agent, to see that they are found.
 
 import functools
 import itertools
-import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 
 from kit.promises import BrokenPromiseError
 from kit.sidecar import AGENT, HEALTHCHECK
@@ -27,14 +25,7 @@ Uniform = Callable[[float, float], float]
 # list; where the highest, its tenth.
 ROOTS = [(True, lowest, 6), (False, lowest, 6), (False, highest, 5)]
 REPLICAS = [*itertools.product((2, 3, 5), ("strict", "random"))]
-
-
-@pytest.fixture(autouse=True)
-def _silent() -> Iterator[None]:
-    """Log nothing: hundreds of thousands of runs would say a lot."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+SEEDS = range(25)
 
 
 @functools.cache
@@ -83,15 +74,15 @@ OTHER_SETTINGS: list[dict[str, str]] = [
 
 
 class Drawn(Choices):
-    """Choices that hypothesis draws, and shrinks."""
+    """Choices that are drawn at random."""
 
-    def __init__(self, data: st.DataObject, budget: int) -> None:
+    def __init__(self, seed: int, budget: int) -> None:
         super().__init__(budget=budget)
-        self.data = data
+        self.chance = random.Random(seed)
 
     def number(self, count: int) -> int:
         """Draw one of so many numbers."""
-        return self.data.draw(st.integers(0, count - 1))
+        return self.chance.randrange(count)
 
     def outcome(self, options: Sequence[str]) -> str:
         """Draw what comes of a request; a signal only at last."""
@@ -99,19 +90,18 @@ class Drawn(Choices):
 
     def event(self, options: Sequence[str]) -> str:
         """Draw what comes in a wait: in most of them nothing."""
-        if self.budget > 0 and self.data.draw(st.integers(0, 3)) < 3:
+        if self.budget > 0 and self.number(4):
             return options[0]
         return super().event(without_stop(options, self.budget))
 
     def freeze(self) -> tuple[float, float]:
         """Draw when a freeze begins, and how long it lasts."""
-        share = self.data.draw(st.integers(0, 10)) / 10
-        return share, float(self.data.draw(st.sampled_from((75, 1, 20, 46, 59, 61, 400))))
+        return self.number(11) / 10, self.chance.choice((75.0, 1.0, 20.0, 46.0, 59.0, 61.0, 400.0))
 
     def uniform(self, low: float, high: float) -> float:
         """Stand in for random.uniform."""
-        share = self.data.draw(st.integers(0, 8)) / 8 if self.budget > 0 else 0.5
-        return low + (high - low) * share * (1 - 1e-9)
+        share = self.chance.random() if self.budget > 0 else 0.5
+        return low + (high - low) * share
 
 
 def without_stop(options: Sequence[str], budget: int) -> Sequence[str]:
@@ -119,29 +109,69 @@ def without_stop(options: Sequence[str], budget: int) -> Sequence[str]:
     return [option for option in options if budget <= 1 or option != "stopped"]
 
 
-@settings(max_examples=max(1000, settings.default.max_examples))  # type: ignore[union-attr]
-@given(st.data(), st.integers(7, 40), st.sampled_from(OTHER_SETTINGS))
-def test_longer_sequences(data: st.DataObject, budget: int, others: dict[str, str]) -> None:
-    choices = Drawn(data, budget)
-    World(the_agent(), choices, choices.uniform, settings=SETTINGS | others).run()
+def play_longer(module: Any, seed: int, budget: int) -> None:
+    """Play one sequence that is drawn at random. Raises BrokenPromiseError."""
+    choices, others = Drawn(seed, budget), OTHER_SETTINGS[seed % len(OTHER_SETTINGS)]
+    World(module, choices, choices.uniform, settings=SETTINGS | others).run()
 
 
-def play_replicas(module: Any, size: int, turns: str, budget: int) -> None:
-    """After each sequence the store is lost; every replica lists the name again.
+def test_longer_sequences() -> None:
+    seeds = 30 * settings.default.max_examples  # type: ignore[union-attr]
+    for seed in range(seeds):
+        play_longer(the_agent(), seed, budget=7 + seed * 34 // seeds)  # the shorter ones first
 
-    Raises BrokenPromiseError.
+
+def play_replicas(
+    module: Any,
+    size: int,
+    turns: str,
+    budget: int = 0,
+    seed: int = 7,
+    listed: Sequence[bool] = (),
+    losses: Sequence[tuple[float, Sequence[int]]] = (),
+) -> list[Replicas]:
+    """Play each sequence, after which the store is lost; return how each ended.
+
+    Every replica lists the name in the end. Raises BrokenPromiseError.
     """
+    played = []
     for choices in sequences(budget):
-        chance = random.Random(7)
+        chance = random.Random(seed)
         strict = itertools.cycle(range(size))
         random_turns = (chance.randrange(size) for _ in itertools.count())
         order = strict if turns == "strict" else random_turns
-        Replicas(size, order, module, choices, chance.uniform, False).run()
+        lists = listed or [False] * size
+        world = Replicas(order, lists, losses, module, choices, chance.uniform, False)
+        world.run()
+        played.append(world)
+    return played
 
 
 @pytest.mark.parametrize(("size", "turns"), REPLICAS)
 def test_replicas_that_answer_from_their_own_memories(size: int, turns: str) -> None:
-    play_replicas(the_agent(), size, turns, budget=2)
+    """In strict turns, a constant number of requests would meet the same ones for ever."""
+    worlds = play_replicas(the_agent(), size, turns, budget=2)
+    assert all(world.sent <= 3 * world.INTERVALS for world in worlds)
+    missing = 0
+    for seed in SEEDS:  # they lose their memories again, in the middle of what follows
+        losses = [(random.Random(seed).uniform(8, 25), range(size))]
+        (world,) = play_replicas(the_agent(), size, turns, seed=seed, losses=losses)
+        missing += world.missing
+    assert missing <= len(SEEDS) * size / 20
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_replica_of_two_that_has_lost_its_memory_is_found(lost: int) -> None:
+    """Each look would meet the other one, if there were as many heartbeats between two looks."""
+    for seed in SEEDS:
+        losses = [(10.5, [lost])]
+        assert play_replicas(the_agent(), 2, "strict", 0, seed, [True, True], losses)
+
+
+def test_where_all_lists_have_the_name_there_is_a_heartbeat_an_interval_and_few_looks() -> None:
+    for seed, size in itertools.product(SEEDS, (2, 3, 5)):
+        (world,) = play_replicas(the_agent(), size, "strict", 0, seed, [True] * size)
+        assert world.sent <= 1.15 * (world.INTERVALS + 1) + 2
 
 
 # ---- does the exploration find what it is for?
@@ -192,7 +222,7 @@ FAULTS = {
         of_agent=False,
     ),
     "one registration after a look that missed": Fault(
-        "self.note_loss(answer, PROOF)", "self.note_loss(answer, 0)", "lists lack the name"
+        "self.note_loss(answer, PROOF)", "self.note_loss(answer, 0)", "lists lack it"
     ),
     "registers at the end of a record, whatever the service does": Fault(
         "probed = not failures or self.record.wants_registration()\n",
@@ -285,12 +315,42 @@ FAULTS = {
     "probes without a pause between": Fault(
         "self.pause(self.settings.pace * self.uniform(1.0, 2.0))",
         "pass",
-        "a probe right after a failed one",
+        "a probe right after",
     ),
     "a request that leaves no time for another": Fault(
         "return min(self.settings.registry_timeout, half)",
         "return self.settings.registry_timeout",
         "last accepted request",
+    ),
+    "gives up what it has never registered": Fault(
+        "            if not self.service.seen:\n", "            if False:\n", "down after 4 failed"
+    ),
+    "heartbeats that drift": Fault(
+        "return next_beat(self.phase, self.settings.heartbeat_interval, self.accepted_at)",
+        "return self.accepted_at + self.settings.heartbeat_interval",
+        "off the grid",
+    ),
+    "registrations in place of the first retries": Fault(
+        "return self.left() <= self.settings.heartbeat_interval / 4 + self.probe_took",
+        "return self.left() <= self.settings.heartbeat_interval - 5",
+        "a registration for nothing",
+    ),
+    "a list is believed more than the heartbeats": Fault(
+        "                    self.record.look()\n",
+        "                    self.record.look()\n"
+        "                    if self.record.doubt > 1:\n"
+        "                        return self.registering\n",
+        "the record expires",
+    ),
+    "one good probe right after the other": Fault(
+        "            self.pause(self.probe_wait())\n            now, good",
+        "            self.pause(0 if good else self.probe_wait())\n            now, good",
+        "a probe right after",
+    ),
+    "long doubt after a heartbeat that is not known": Fault(
+        "self.note_loss(answer, max(self.doubt, 1))",
+        "self.note_loss(answer, PROOF)",
+        "a registration for nothing",
     ),
     "stops without a word": Fault("return self.stop()", "return 0", "0 deregistrations"),
     "deregisters what it has not registered": Fault(
@@ -318,7 +378,7 @@ def shortest(module: Any) -> str:
                 explore(module, budget, uniform, from_start)
             if budget == 3:
                 for size, turns in REPLICAS:
-                    play_replicas(module, size, turns, 1)
+                    play_replicas(module, size, turns, budget=1)
     except BrokenPromiseError as broken:
         return str(broken)
     return ""
