@@ -1910,7 +1910,8 @@ class Answer(NamedTuple):
             return TLS_THERE
         if self.status == 400 and b"SSL certificate" in self.body:
             return CLIENT_UNKNOWN
-        if isinstance(failure, ConnectionResetError):  # http.client.RemoteDisconnected is one
+        # http.client.RemoteDisconnected is one of the first.
+        if isinstance(failure, ConnectionResetError | BrokenPipeError):
             return "" if self.secure else CLOSED
         if isinstance(failure, http.client.BadStatusLine):
             # A TLS record: its type and the first half of its version (RFC 8446, section 5.1).
