@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import uuid
@@ -28,7 +26,6 @@ import docker
 import trustme
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
-from docker.models.volumes import Volume
 from docker.types import EndpointConfig
 
 from kit import sidecar
@@ -192,6 +189,21 @@ class Images:
         self.stages.clear()
 
 
+def certificate(directory: Path, *hosts: str) -> dict[str, Any]:
+    """Return options of a container that has a certificate for these hosts in /tls.
+
+    That is cert.pem and key.pem, ca.pem, and other.pem of another authority. Args: where they lie.
+    """
+    authority, other = trustme.CA(), trustme.CA()
+    issued = authority.issue_cert(*hosts)
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    other.cert_pem.write_to_path(str(directory / "other.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(directory / "cert.pem"))
+    issued.private_key_pem.write_to_path(str(directory / "key.pem"))
+    directory.chmod(0o755)  # the sidecar is another user
+    return {"volumes": {str(directory): {"bind": "/tls", "mode": "ro"}}}
+
+
 class Lab:
     """A network with a registry, services and sidecars on it, each in a container.
 
@@ -205,7 +217,6 @@ class Lab:
         self.client, self.labels = images.client, {RUN: images.run}
         self.sidecar_image, self.peer_image = sidecar_image, peer_image
         self.nodes: list[Node] = []
-        self.volumes: list[Volume] = []
 
     def __enter__(self) -> Self:
         self.network = self.client.networks.create(
@@ -217,38 +228,7 @@ class Lab:
         print(*map(describe, self.nodes), sep="\n")  # pytest shows it where the test has failed
         for node in self.nodes:
             remove_container(node.container)
-        for volume in self.volumes:
-            insist(volume.remove)
         insist(self.network.remove)
-
-    def certificate(self, *hosts: str) -> dict[str, Any]:
-        """Return options of a container that has a certificate in /tls: cert.pem, key.pem, ca.pem.
-
-        And other.pem, of another authority.
-        """
-        authority, other = trustme.CA(), trustme.CA()
-        issued = authority.issue_cert(*hosts)
-        pems = {
-            "ca.pem": authority.cert_pem,
-            "other.pem": other.cert_pem,
-            "cert.pem": issued.cert_chain_pems[0],
-            "key.pem": issued.private_key_pem,
-        }
-        archive = io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            for name, pem in pems.items():
-                member = tarfile.TarInfo(name)
-                member.size, member.mode = len(pem.bytes()), 0o644
-                tar.addfile(member, io.BytesIO(pem.bytes()))
-        volume = self.client.volumes.create(unique("files"), labels=self.labels)
-        self.volumes.append(volume)
-        mounted = {volume.name: {"bind": "/tls", "mode": "rw"}}
-        container = self.client.containers.create(
-            self.peer_image, volumes=mounted, labels=self.labels
-        )
-        container.put_archive("/tls", archive.getvalue())
-        container.remove()
-        return {"volumes": {volume.name: {"bind": "/tls", "mode": "ro"}}}
 
     def run(self, image: str, command: list[str] | None, alias: str, **options: Any) -> Node:
         """Start a container on the network; options are those of the SDK's `containers.run`."""
@@ -369,10 +349,6 @@ class Node:
         """Stop the container as `docker stop` does; return 137 where it took over STOPS_WITHIN."""
         self.container.stop(timeout=STOPS_WITHIN)
         return int(self.state["ExitCode"])
-
-    def exits(self) -> int:
-        """Wait until a container that ends by itself has ended; return its exit code."""
-        return int(self.container.wait(timeout=WAIT)["StatusCode"])
 
     def count(self, pattern: str) -> int:
         """Return how many lines of the log match."""

@@ -8,12 +8,13 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from containers import engine
-from containers.engine import TIGHT, Images, Lab, Node, PeerNode
+from containers.engine import TIGHT, Images, Lab, Node, PeerNode, certificate
 from kit.peers.faults import TLS_FAULTS
 from kit.peers.server import CONNECT
 from kit.sidecar import TESTS, unreadable, wait_until
@@ -124,14 +125,14 @@ def suffer(sidecar: Node, peer: PeerNode, side: str, name: str) -> None:
 
 
 def test_every_exchange_ends_in_time_within_24_mb_and_hears_a_stop(
-    images: Images, tls_image: str, forger_image: str
+    images: Images, tls_image: str, forger_image: str, tmp_path: Path
 ) -> None:
     assert set(TLS_FAULTS) > HOLDING
     # The long ones come first, so that each lane has its share of them.
     names = sorted(TLS_FAULTS, key=lambda name: (name not in HOLDING, name))
     with Lab(images, tls_image, forger_image) as lab, ThreadPoolExecutor(2 * LANES) as pool:
         lanes = [(side, number) for side in BAD for number in range(LANES)]
-        tls = lab.certificate("registry", "service", *(f"{side}{n}" for side, n in lanes))
+        tls = certificate(tmp_path, "registry", "service", *(f"{side}{n}" for side, n in lanes))
         lab.registry(*TLS, ttl=60, **tls)
         lab.service(*TLS, **tls)
         work = [

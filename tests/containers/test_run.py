@@ -66,32 +66,6 @@ def test_it_runs_hardened(lab: Lab) -> None:
     sidecar.wait_for("Service deregistered")
 
 
-def test_a_look_before_the_start(lab: Lab) -> None:
-    """Run `--check` beside a service and a registry, then beside names that nobody has."""
-    registry, service = lab.registry(), lab.service()
-    fine = ["settings: fine", "HEARTBEAT_FILE, /tmp/heartbeat: fine"]
-    lines = [
-        [*fine,
-         "SERVICE_HOST, service: fine, at ",
-         "http probe of http://service:8080/health: fine",
-         "REGISTRY_URL, registry: fine, at ",
-         "list of http://registry:8888: fine, osint_service is not yet listed",
-         "token: fine, none is set, and none is asked for"],
-        [*fine,
-         "SERVICE_HOST, nobody: not fine: name look-up failed: Name does not resolve; share",
-         "REGISTRY_URL, nowhere: not fine: name look-up failed: Name does not resolve; share"],
-    ]  # fmt: skip
-    once = {"restart_policy": None, "command": ["--check"]}
-    nowhere = {"SERVICE_HOST": "nobody", "REGISTRY_URL": "http://nowhere"}
-    for code, settings in enumerate(({}, nowhere)):
-        check = lab.sidecar(once, alias=f"check{code}", **settings)
-        assert check.exits() == code, check.log
-        for expected, line in zip(lines[code], check.log.splitlines(), strict=True):
-            assert line.startswith(expected)
-    assert registry.control()["counts"] == {"list": 1, "heartbeat": 1}  # of sidecar-check
-    assert service.control()["counts"] == {"health": 1}
-
-
 def test_with_one_process_a_look_up_fails_for_want_of_a_thread_and_addresses_need_none(
     lab: Lab,
 ) -> None:

@@ -21,7 +21,6 @@ from containers.engine import RUN
 def test_messy(client, images, lab, image):
     print("run", images.run)
     lab.registry()
-    lab.certificate("registry")
     labels, name = {RUN: images.run}, f"stray-{images.run}"
     client.networks.create(name, labels=labels)
     client.volumes.create(name, labels=labels)

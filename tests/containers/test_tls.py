@@ -1,8 +1,10 @@
 """An https registry, an https service: the TLS variant speaks with them, or says why not."""
 
+from pathlib import Path
+
 import pytest
 
-from containers.engine import Lab
+from containers.engine import Lab, certificate
 
 pytestmark = pytest.mark.docker
 
@@ -10,8 +12,8 @@ CA_FILE, OTHER = "/tls/ca.pem", "/tls/other.pem"
 NO_ISSUER = "certificate refused: unable to get local issuer"
 
 
-def test_certificates_are_verified(lab: Lab, tls_image: str) -> None:
-    tls = lab.certificate("registry", "service")
+def test_certificates_are_verified(lab: Lab, tls_image: str, tmp_path: Path) -> None:
+    tls = certificate(tmp_path, "registry", "service")
     pair = ("--tls", "/tls/cert.pem", "/tls/key.pem")
     registry, _service = lab.registry(*pair, **tls), lab.service(*pair, **tls)
     own = f"https://{registry.container.name}:8888"  # a name that is not in the certificate
