@@ -2,11 +2,10 @@
 
     python rootfs.py TLS     (0 or 1)
 
-The builder stage of the Dockerfile runs it and throws its own Python away afterwards. So what the
-image leaves out is deleted from that Python, stand-ins are laid over it (stubs/: each says whom it
-replaces, and why), and plain Python imports the two scripts. What it loads is what goes into the
-image; a script that imports what is left out stops the build. Libraries are those that the loader
-names, so that no architecture is written down here.
+The builder stage of the Dockerfile throws its Python away afterwards. So what the image leaves out
+is deleted from it, stand-ins are laid over it (stubs/), and plain Python imports the two scripts.
+What it loads goes into the image; a script that imports what is left out stops the build. Libraries
+are those that the loader names, so that no architecture is written down here.
 """
 
 import marshal
@@ -63,7 +62,6 @@ class Root:
         return place
 
     def write(self, path: str | Path, content: bytes) -> None:
-        """Write a file."""
         self.at(path).write_bytes(content)
 
     def write_module(self, source: Path, path: Path) -> None:
@@ -128,11 +126,11 @@ def loaded(*modules: str) -> dict[str, Path]:
     return {name: Path(file) for name, file in map(str.split, done.stdout.splitlines())}
 
 
-def take_modules(root: Root) -> set[Path]:
+def take_modules(root: Root) -> None:
     """Take the modules: shared objects, and byte code, packed where that does no harm.
 
     Not packed is what the health check loads, a new process every 30 s, and what is loaded late.
-    Return all their files.
+    Of packages the METADATA come along, for scanners to find.
     """
     modules = loaded("agent", *LATE)
     packed = loaded("agent").keys() - loaded("healthcheck").keys() - {"agent"}
@@ -148,12 +146,7 @@ def take_modules(root: Root) -> set[Path]:
     root.write(SITE / "modules.z", zlib.compress(marshal.dumps(archive), 9))
     root.write_module(HERE / "sitecustomize.py", SITE / "sitecustomize.py")
     root.write_module(STDLIB / "os.py", STDLIB / "os.py")  # by it Python knows its home
-    return set(modules.values())
-
-
-def take_distributions(root: Root, files: set[Path]) -> None:
-    """Take the METADATA of every package that modules came from, for scanners to find."""
-    packages = {file.relative_to(SITE).parts[0] for file in files if file.is_relative_to(SITE)}
+    packages = {name.partition(".")[0] for name in modules}
     for info in SITE.glob("*.dist-info"):
         if info.name.split("-")[0] in packages:
             root.take(str(info / "METADATA"))
@@ -193,14 +186,6 @@ def take_packages(root: Root) -> None:
         root.write(os.path.realpath(database), "".join(kept).encode())
 
 
-def add_account(root: Root) -> None:
-    """Write the account `sidecar`, and make /tmp for everybody."""
-    root.write("/etc/passwd", b"root:x:0:0::/:/bin/sh\nsidecar:x:1000:1000::/app:/bin/sh\n")
-    root.write("/etc/group", b"root:x:0:\nsidecar:x:1000:\n")
-    root.at("/tmp").mkdir()
-    root.at("/tmp").chmod(0o1777)
-
-
 def main(tls: str) -> None:
     """Fill /rootfs from the builder's own file system."""
     if tls not in ("0", "1"):
@@ -208,12 +193,15 @@ def main(tls: str) -> None:
     root = Root(Path("/rootfs"))
     leave_out(tls == "1")
     take_programs(root)
-    take_distributions(root, take_modules(root))
+    take_modules(root)
     if tls == "1":
         bundle = "/etc/ssl/certs/ca-certificates.crt"  # where the stand-in of certifi says it is
         root.write(bundle, (SITE / "certifi" / "cacert.pem").read_bytes())
     take_packages(root)
-    add_account(root)
+    root.write("/etc/passwd", b"root:x:0:0::/:/bin/sh\nsidecar:x:1000:1000::/app:/bin/sh\n")
+    root.write("/etc/group", b"root:x:0:\nsidecar:x:1000:\n")
+    root.at("/tmp").mkdir()
+    root.at("/tmp").chmod(0o1777)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ class Archive:
             self.modules = marshal.loads(zlib.decompress(file.read()))
 
     def find_spec(self, name: str, _path: object, _target: object = None) -> ModuleSpec | None:
-        """Return the spec of a module in the archive; None leaves it to the next finder."""
         if name not in self.modules:
-            return None
+            return None  # which leaves it to the next finder
         directory, _ = self.modules[name]
         spec = ModuleSpec(name, self, is_package=bool(directory))  # type: ignore[arg-type]
         if directory:
@@ -32,7 +31,7 @@ class Archive:
         return spec
 
     def create_module(self, _spec: ModuleSpec) -> None:
-        """Leave it to Python to make the module object."""
+        """Leave it to Python."""
 
     def exec_module(self, module: object) -> None:
         """Run a module's code, which then is no longer kept here."""

@@ -4,6 +4,5 @@ import datetime
 
 
 def timegm(when: tuple[int, ...]) -> int:
-    """Return the Unix time of a time in UTC, the reverse of time.gmtime()."""
     moment = datetime.datetime(*when[:6], tzinfo=datetime.UTC)  # type: ignore[misc,arg-type]
     return int(moment.timestamp())

@@ -1,17 +1,18 @@
 """Fixtures: the engine, the images of this run, and a laboratory for each test.
 
-Without an engine or the base image the tests are skipped, or fail where REQUIRE_DOCKER=1 is set.
+Without an engine, the base image or Compose v2 the tests are skipped, or fail where
+REQUIRE_DOCKER=1 is set.
 """
 
+import subprocess
 import uuid
 from collections.abc import Iterator
 
 import docker
 import pytest
-from docker.models.networks import Network
 
 from containers import engine
-from containers.compose import unavailable
+from containers.compose import V2, unavailable
 from containers.engine import Images, Lab
 from kit.sidecar import ROOT
 
@@ -28,24 +29,14 @@ def client() -> Iterator[docker.DockerClient]:
 
 
 @pytest.fixture(scope="session")
-def run(client: docker.DockerClient) -> Iterator[str]:
-    """The value of the label engine.RUN for all that this session makes.
-
-    Which is swept away at its end.
+def images(client: docker.DockerClient) -> Iterator[Images]:
+    """Builds images; at the end all that has the label of this session is swept away.
 
     With pytest-xdist each worker is a session.
     """
-    run = uuid.uuid4().hex[:12]
-    yield run
-    engine.sweep(client, run)
-
-
-@pytest.fixture(scope="session")
-def images(client: docker.DockerClient, run: str) -> Iterator[Images]:
-    """Builds images, and removes them at the end of the session."""
-    images = Images(client, run)
+    images = Images(client, uuid.uuid4().hex[:12])
     yield images
-    engine.sweep(client, run)  # containers first
+    engine.sweep(client, images.run)
     images.remove()
 
 
@@ -68,13 +59,15 @@ def peer_image(images: Images) -> str:
 
 
 @pytest.fixture
-def lab(client: docker.DockerClient, run: str, image: str, peer_image: str) -> Iterator[Lab]:
+def lab(images: Images, image: str, peer_image: str) -> Iterator[Lab]:
     """A network of its own for the test, to start containers on."""
-    with Lab(client, run, image, peer_image) as lab:
+    with Lab(images, image, peer_image) as lab:
         yield lab
 
 
-@pytest.fixture
-def network(lab: Lab) -> Network:
-    """The laboratory's network."""
-    return lab.network
+@pytest.fixture(scope="session")
+def compose(client: docker.DockerClient) -> None:
+    """Compose v2, and the engine for it."""
+    assert client
+    if subprocess.run([*V2, "version"], capture_output=True).returncode:
+        unavailable("docker compose (v2) is not installed")

@@ -1,6 +1,4 @@
-"""A laboratory on a real Docker engine.
-
-Builds the images, starts containers, and takes all of it away again.
+"""A laboratory on a real Docker engine: images, networks, containers, and how they are swept away.
 
 Whatever is made here carries the label RUN with a value of this test run, so that one sweep by
 label finds it, also after a test that failed. After a run that was killed:
@@ -12,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import uuid
@@ -27,9 +23,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import docker
+import trustme
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
-from docker.models.volumes import Volume
 from docker.types import EndpointConfig
 
 from kit import sidecar
@@ -60,6 +56,7 @@ HARDENED: Mapping[str, Any] = {
     "security_opt": ["no-new-privileges"],
     "restart_policy": {"Name": "unless-stopped"},
 }
+TIGHT = {"mem_limit": "24m", "memswap_limit": "24m"}  # under which it still runs
 
 T = TypeVar("T")
 
@@ -68,17 +65,19 @@ class MissingError(Exception):
     """There is no engine, or no base image; the message says which."""
 
 
+class BuildError(Exception):
+    """`docker build` has failed; the message is its output."""
+
+
 def connect() -> docker.DockerClient:
     """Return a client of the engine. Raises MissingError."""
     try:
         client = docker.from_env(timeout=120)
-        client.ping()
-    except DockerException as error:
-        raise MissingError(f"no Docker engine answers: {error}") from error
-    try:
         client.images.get(BASE)
     except ImageNotFound as error:
         raise MissingError(f"the engine has no image {BASE}") from error
+    except DockerException as error:
+        raise MissingError(f"no Docker engine answers: {error}") from error
     return client
 
 
@@ -93,33 +92,23 @@ def wait_until(what: Callable[[], T], timeout: float, why: str) -> T:
 
 
 def sweep(client: docker.DockerClient, run: str | None = None) -> list[str]:
-    """Remove all containers, networks, volumes and images of a run, of all runs by default.
-
-    Return what it was.
-    """
+    """Remove all that has the label of a run, of all runs by default; return what it was."""
     filters: dict[str, Any] = {"label": RUN if run is None else f"{RUN}={run}"}
-    found = []
-    for container in client.containers.list(all=True, filters=filters, ignore_removed=True):
-        found.append(f"container {container.name}")
+    found: list[Any] = client.containers.list(all=True, filters=filters, ignore_removed=True)
+    for container in found:
         remove_container(container)
-    for network in client.networks.list(filters=filters):
-        found.append(f"network {network.name}")
-        insist(network.remove)
-    for volume in client.volumes.list(filters=filters):
-        found.append(f"volume {volume.name}")
-        insist(volume.remove)
+    found += client.networks.list(filters=filters) + client.volumes.list(filters=filters)
+    for thing in found:
+        insist(thing.remove)  # once more for the containers, which are gone
     with alone():
         for image in client.images.list(filters=filters):
-            found.append(f"image {image.id}")
+            found.append(image)
             insist(client.images.remove, str(image.id), force=True)
-    return found
+    return [f"{type(thing).__name__} {thing.id}" for thing in found]
 
 
 def insist(remove: Callable[..., object], *arguments: object, **options: object) -> None:
-    """Remove something that may be gone already.
-
-    A busy engine sometimes takes more than one attempt.
-    """
+    """Remove something that may be gone; a busy engine sometimes takes more than one attempt."""
     for attempt in range(5):
         try:
             remove(*arguments, **options)
@@ -138,51 +127,23 @@ def remove_container(container: Container) -> None:
     insist(container.remove, v=True, force=True)
 
 
-def packed(files: Mapping[str, bytes]) -> bytes:
-    """Return a tar archive of these files, readable by everybody."""
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(content), 0o644
-            tar.addfile(member, io.BytesIO(content))
-    return archive.getvalue()
-
-
-def has_buildx() -> bool:
-    """Tell whether `docker build` can use BuildKit."""
-    return subprocess.run(["docker", "buildx", "version"], capture_output=True).returncode == 0
-
-
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let one process of this user at a time build or remove images.
-
-    Builders share their layers.
-    """
-    with open(
-        Path(tempfile.gettempdir()) / f"registry-sidecar-images-{os.getuid()}.lock", "w"
-    ) as file:
+    """Let one process of this user at a time build or remove images: builders share layers."""
+    lock = Path(tempfile.gettempdir()) / f"registry-sidecar-images-{os.getuid()}.lock"
+    with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-class BuildError(Exception):
-    """`docker build` has failed; the message is its output."""
-
-
 class Images:
-    """The images of one run.
-
-    `remove` takes each away, and what the classic builder leaves lying about.
-    """
+    """The images of one run; `remove` takes them away, and what the classic builder leaves."""
 
     def __init__(self, client: docker.DockerClient, run: str) -> None:
         self.client, self.run = client, run
         self.tags: list[str] = []
-        self.stages: set[str] = (
-            set()
-        )  # ids; the classic builder keeps the builder stage, BuildKit does not
+        # Ids; the classic builder keeps the builder stage, BuildKit does not.
+        self.stages: set[str] = set()
 
     def build(
         self,
@@ -198,23 +159,15 @@ class Images:
         instead of the context's own; True or False insists on BuildKit or the classic builder.
         """
         tag = f"{RUN}-{name}:{self.run}"
-        command = [
-            "docker",
-            "build",
-            "--force-rm",
-            "--tag",
-            tag,
-            "--label",
-            f"{RUN}={self.run}",
-            *options,
-        ]
+        label = f"{RUN}={self.run}"
+        command = ["docker", "build", "--force-rm", "--tag", tag, "--label", label, *options]
         command += [*([] if dockerfile is None else ["--file", "-"]), str(context)]
         choice = {} if buildkit is None else {"DOCKER_BUILDKIT": str(int(buildkit))}
-        environment = os.environ | {"BUILDKIT_PROGRESS": "plain"} | choice
         with alone():
             before = self._stages()
             done = subprocess.run(
-                command, env=environment, input=dockerfile or "", text=True, timeout=600,
+                command, env=os.environ | {"BUILDKIT_PROGRESS": "plain"} | choice,
+                input=dockerfile or "", text=True, timeout=600,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
             self.stages |= self._stages() - before
@@ -236,6 +189,21 @@ class Images:
         self.stages.clear()
 
 
+def certificate(directory: Path, *hosts: str) -> dict[str, Any]:
+    """Return options of a container that has a certificate for these hosts in /tls.
+
+    That is cert.pem and key.pem, ca.pem, and other.pem of another authority. Args: where they lie.
+    """
+    authority, other = trustme.CA(), trustme.CA()
+    issued = authority.issue_cert(*hosts)
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    other.cert_pem.write_to_path(str(directory / "other.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(directory / "cert.pem"))
+    issued.private_key_pem.write_to_path(str(directory / "key.pem"))
+    directory.chmod(0o755)  # the sidecar is another user
+    return {"volumes": {str(directory): {"bind": "/tls", "mode": "ro"}}}
+
+
 class Lab:
     """A network with a registry, services and sidecars on it, each in a container.
 
@@ -243,41 +211,24 @@ class Lab:
     Names on the network are `registry`, `service` and `sidecar` unless `alias` gives another.
     """
 
-    def __init__(
-        self, client: docker.DockerClient, run: str, sidecar_image: str, peer_image: str
-    ) -> None:
-        self.client, self.labels = client, {RUN: run}
+    driver = "bridge"
+
+    def __init__(self, images: Images, sidecar_image: str, peer_image: str) -> None:
+        self.client, self.labels = images.client, {RUN: images.run}
         self.sidecar_image, self.peer_image = sidecar_image, peer_image
         self.nodes: list[Node] = []
-        self.volumes: list[Volume] = []
 
     def __enter__(self) -> Self:
         self.network = self.client.networks.create(
-            unique("net"), driver="bridge", labels=self.labels
+            unique("net"), driver=self.driver, attachable=True, labels=self.labels
         )
         return self
 
     def __exit__(self, *exception: object) -> None:
-        print(
-            *(node.describe() for node in self.nodes), sep="\n"
-        )  # pytest shows it where the test has failed
+        print(*map(describe, self.nodes), sep="\n")  # pytest shows it where the test has failed
         for node in self.nodes:
             remove_container(node.container)
-        for volume in self.volumes:
-            insist(volume.remove)
         insist(self.network.remove)
-
-    def volume(self, files: Mapping[str, bytes]) -> str:
-        """Make a volume with these files, readable by everybody; return its name."""
-        volume = self.client.volumes.create(unique("files"), labels=self.labels)
-        self.volumes.append(volume)
-        mounted = {volume.name: {"bind": "/files", "mode": "rw"}}
-        container = self.client.containers.create(
-            self.peer_image, volumes=mounted, labels=self.labels
-        )
-        container.put_archive("/files", packed(files))
-        container.remove()
-        return str(volume.name)
 
     def run(self, image: str, command: list[str] | None, alias: str, **options: Any) -> Node:
         """Start a container on the network; options are those of the SDK's `containers.run`."""
@@ -294,32 +245,24 @@ class Lab:
         container.start()
         return node
 
-    def registry(
-        self,
-        *arguments: str,
-        alias: str = "registry",
-        ttl: float = TTL,
-        port: int = 8888,
-        **options: Any,
-    ) -> PeerNode:
-        """Start the embedded registry, with its own arguments, and wait until it answers."""
-        command = ["-m", "kit.peers.registry", "--ttl", str(ttl), *arguments]
-        return self._peer(command, alias, port, options)
-
-    def service(self, *arguments: str, alias: str = "service", **options: Any) -> PeerNode:
-        """Start the toy service on port 8080, with its own arguments, and wait until it answers."""
-        return self._peer(["-m", "kit.peers.service", *arguments], alias, 8080, options)
-
-    def _peer(
-        self, command: list[str], alias: str, port: int, options: Mapping[str, Any]
-    ) -> PeerNode:
-        where = ["--host", "0.0.0.0", "--port", str(port), "--verbose"]
-        control = port + 1 if "--tls" in command else port
-        node = PeerNode(
-            self.run(self.peer_image, ["python", *command, *where], alias, **options), control
-        )
+    def peer(self, module: str, *arguments: str, alias: str, port: int, **options: Any) -> PeerNode:
+        """Start a peer, with its own arguments, and wait until it answers."""
+        command = ["python", "-m", f"kit.peers.{module}", "--verbose", "--port", str(port)]
+        where = [] if "--host" in arguments else ["--host", "0.0.0.0"]
+        node = self.run(self.peer_image, [*command, *where, *arguments], alias, **options)
         node.wait_for("listening on")
-        return node
+        control = port + 1 if "--tls" in arguments else port
+        return PeerNode(node.container, alias, f"http://127.0.0.1:{control}/_control")
+
+    def registry(self, *arguments: str, ttl: float = TTL, **options: Any) -> PeerNode:
+        """Start the embedded registry, by default as `registry` on port 8888."""
+        where: dict[str, Any] = {"alias": "registry", "port": 8888}
+        return self.peer("registry", "--ttl", str(ttl), *arguments, **(where | options))
+
+    def service(self, *arguments: str, **options: Any) -> PeerNode:
+        """Start the toy service, by default as `service` on port 8080."""
+        where: dict[str, Any] = {"alias": "service", "port": 8080}
+        return self.peer("service", *arguments, **(where | options))
 
     def sidecar(
         self, options: Mapping[str, Any] | None = None, alias: str = "sidecar", **settings: Any
@@ -332,19 +275,17 @@ class Lab:
         defaults = {
             "SERVICE_NAME": NAME,
             "SERVICE_HOST": "service",
-            "SERVICE_PORT": 8080,
             "REGISTRY_URL": "http://registry:8888",
             "HEARTBEAT_INTERVAL": INTERVAL,
         }
-        environment = {name: str(value) for name, value in (defaults | settings).items()}
-        health = {
-            "interval": SECOND,
-            "timeout": 5 * SECOND,
-            "retries": 3,
-            "start_period": 5 * SECOND,
+        health = {"timeout": 5, "interval": 1, "start_period": 5}
+        usual = {
+            **HARDENED,
+            "image": self.sidecar_image,
+            "command": None,
+            "environment": {name: str(value) for name, value in (defaults | settings).items()},
+            "healthcheck": {name: each * SECOND for name, each in health.items()} | {"retries": 3},
         }
-        usual = {**HARDENED, "environment": environment, "healthcheck": health}
-        usual |= {"image": self.sidecar_image, "command": None}
         return self.run(alias=alias, **(usual | dict(options or {})))
 
 
@@ -385,6 +326,12 @@ class Node:
         (network,) = self.inspect()["NetworkSettings"]["Networks"].values()
         return str(network["IPAddress"])
 
+    @property
+    def inside(self) -> dict[str, Any]:
+        """Options of a container that shares the network of this one."""
+        mode = f"container:{self.container.id}"
+        return {"network": None, "networking_config": None, "network_mode": mode}
+
     def execute(self, *command: str, **options: Any) -> tuple[int, str]:
         """Run a command inside; return its exit code and all that it printed."""
         code, output = self.container.exec_run(["sh", "-c", LINGER, "sh", *command], **options)
@@ -392,11 +339,14 @@ class Node:
         assert isinstance(output, bytes)
         return code, output.decode("utf-8", "replace")
 
-    def stop(self) -> int:
-        """Stop the container as `docker stop` does.
+    def status(self) -> dict[str, str]:
+        """Return the fields of /proc/1/status."""
+        code, text = self.execute("cat", "/proc/1/status")
+        assert code == 0, text
+        return dict(re.findall(r"^(\w+):\t *(.*)$", text, re.MULTILINE))
 
-        Return its exit code, 137 where it took over STOPS_WITHIN.
-        """
+    def stop(self) -> int:
+        """Stop the container as `docker stop` does; return 137 where it took over STOPS_WITHIN."""
         self.container.stop(timeout=STOPS_WITHIN)
         return int(self.state["ExitCode"])
 
@@ -406,11 +356,8 @@ class Node:
 
     def wait_for(self, pattern: str, times: int = 1, timeout: float = WAIT) -> None:
         """Wait until so many lines of the log match. Raises AssertionError."""
-        wait_until(
-            lambda: self.count(pattern) >= times,
-            timeout,
-            f"{times} lines {pattern!r} of {self.alias}",
-        )
+        why = f"{times} lines {pattern!r} of {self.alias}"
+        wait_until(lambda: self.count(pattern) >= times, timeout, why)
 
     def wait_health(self, verdict: str, sentence: str, timeout: float = WAIT) -> None:
         """Wait until `docker inspect` shows this verdict and a sentence that matches.
@@ -424,45 +371,37 @@ class Node:
 
         wait_until(shown, timeout, f"health of {self.alias}: {verdict}, {sentence!r}")
 
-    def describe(self) -> str:
-        """Return state and log, as far as the engine still tells them."""
-        try:
-            return f"--- {self.alias}: {self.state}\n{self.log[-10_000:]}"
-        except DockerException as error:
-            return f"--- {self.alias}: {error}"
+
+def describe(node: Node) -> str:
+    """Return state and log of a container, as far as the engine still tells them."""
+    try:
+        return f"--- {node.alias}: {node.state}\n{node.log[-10_000:]}"
+    except DockerException as error:
+        return f"--- {node.alias}: {error}"
 
 
 class PeerNode(Node):
     """A container of the toy service or of the embedded registry.
 
-    The test talks to it from inside it.
-    So the laboratory's network can be cut without cutting off the test.
+    The test talks to it from inside it, so that the network can be cut without cutting off the
+    test.
     """
 
-    def __init__(self, node: Node, port: int) -> None:
-        super().__init__(node.container, node.alias)
-        self.url = f"http://127.0.0.1:{port}/_control"
-
-    def tell(self, **commands: object) -> None:
-        """Send commands (peers/registry.py says which) as soon as the peer answers.
-
-        Raises AssertionError.
-        """
-        post = ("wget", "-qO-", "--post-data", json.dumps(commands), self.url)
-        wait_until(lambda: self.execute(*post)[0] == 0, WAIT, f"{self.alias} takes {commands}")
+    def __init__(self, container: Container, alias: str, url: str) -> None:
+        super().__init__(container, alias)
+        self.url = url
 
     def control(self, **commands: object) -> dict[str, Any]:
-        """Send commands, if any, and return the peer's state.
+        """Send commands, if any (peers/registry.py says which), and return the peer's state.
 
         Raises AssertionError where it does not answer.
         """
-        if commands:
-            self.tell(**commands)
+        post = ["--post-data", json.dumps(commands)] if commands else []
         said = ""
 
         def answers() -> bool:
             nonlocal said
-            code, said = self.execute("wget", "-qO-", self.url)
+            code, said = self.execute("wget", "-qO-", *post, self.url)
             return code == 0 and bool(said)
 
         wait_until(answers, WAIT, f"an answer of {self.alias}")  # it may be starting
@@ -481,16 +420,8 @@ class PeerNode(Node):
         wait_until(lambda: self.record(name) is None, timeout, f"no record of {name}")
 
 
-def main() -> int:
-    """Remove what earlier runs have left behind, and say what that was."""
-    try:
-        client = connect()
-    except MissingError as missing:
-        print(missing, file=sys.stderr)
-        return 1
-    print(*sweep(client), sep="\n")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        print(*sweep(connect()), sep="\n")
+    except MissingError as missing:
+        sys.exit(str(missing))

@@ -1,15 +1,10 @@
-"""The README's and the guide's commands, typed in as they stand there.
-
-Beside a service that knows no registry.
-"""
+"""The README's and the guide's commands, typed in as they stand there, beside a service."""
 
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import docker
 import pytest
 import yaml
 from docker.errors import NotFound
@@ -21,18 +16,21 @@ from containers.compose import (
     REGISTRY,
     SIDECAR,
     TEMPLATE,
+    V2,
     Project,
-    Tool,
-    find_tool,
+    Reader,
     run,
     unavailable,
 )
 from containers.engine import Images, Lab, PeerNode
-from containers.reader import Reader
-from kit.documents import Block, blocks
+from kit.documents import blocks
+from kit.peers.service import ToyService
 from kit.sidecar import NAME
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900),
+    pytest.mark.usefixtures("compose"),
+]  # fmt: skip
 
 README, GUIDE = "README.md", "INTEGRATION_GUIDE.md"
 IMAGE, NETWORK = "vertice-registry-sidecar:latest", "maximus-network"
@@ -44,111 +42,77 @@ FROM {peers}
 CMD ["python", "-m", "kit.peers.service", "--host", "0.0.0.0", "--port", "{port}"]
 """
 LOOK = f"docker compose run --rm --no-deps {SIDECAR} --check"
-REMOVE = f"docker compose rm -s -f {SIDECAR}"
+
+
+def block(document: str, heading: str, language: str) -> str:
+    """Return the text of a document's first block of a language below a heading."""
+    return next(b.text for b in blocks(document) if (b.heading, b.language) == (heading, language))
 
 
 @pytest.fixture
-def lab(lab: Lab) -> Lab:
-    """The laboratory, on an engine where nobody else has the documents' container names."""
+def port() -> int:
+    """A free port of the host for the registry."""
+    return ToyService().port
+
+
+@pytest.fixture
+def registry(lab: Lab, port: int) -> PeerNode:
+    """The embedded registry under the balancer's name, where nobody else has the names."""
     for name in NAMES:
         try:
             lab.client.containers.get(name)
         except NotFound:
             continue
         unavailable(f"there is a container {name} already")
-    return lab
-
-
-@pytest.fixture
-def port() -> int:
-    """A free port of the host for the registry."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def registry(lab: Lab, port: int) -> PeerNode:
-    """The embedded registry under the balancer's name, on port 80."""
     ports = {"80/tcp": ("127.0.0.1", port)}
     return lab.registry(alias=REGISTRY, ttl=TTL, port=80, name=REGISTRY, ports=ports)
 
 
 @pytest.fixture
-def service_image(images: Images, peer_image: str, tmp_path: Path) -> str:
-    """An image of the toy service on the documents' port: its tag."""
-    return images.build(
-        "osint", tmp_path, dockerfile=SERVICE_DOCKERFILE.format(peers=peer_image, port=PORT)
-    )
+def reader(
+    images: Images, lab: Lab, registry: PeerNode, port: int, tmp_path: Path
+) -> Iterator[Reader]:
+    """Somebody who has merged the README's compose file, and types in what a document says.
 
-
-def block(document: str, heading: str, language: str) -> Block:
-    """Return a document's first block of a language below a heading."""
-    return next(b for b in blocks(document) if (b.heading, b.language) == (heading, language))
-
-
-def merged() -> str:
-    """Return the README's compose file, which both documents begin with."""
-    return block(README, HERE, "yaml").text
-
-
-@pytest.fixture
-def project(lab: Lab, service_image: str, tmp_path: Path) -> Iterator[Project]:
-    """A project into which the README's compose file has been merged.
-
-    The interval is scaled down.
+    The service is healthy. Differs from the documents: names of image and network, the registry's
+    port, the interval.
     """
-    service = {"container_name": HOST, "image": service_image, "networks": [NETWORK]}
+    assert registry.control()
+    dockerfile = SERVICE_DOCKERFILE.format(peers=lab.peer_image, port=PORT)
+    osint = images.build("osint", tmp_path, dockerfile=dockerfile)
+    service = {"container_name": HOST, "image": osint, "networks": [NETWORK]}
     scaled = yaml.safe_load(HEALTH_OFTEN) | {"environment": {"HEARTBEAT_INTERVAL": INTERVAL}}
     override = {
         "services": {HOST: service, SIDECAR: scaled},
         "networks": {NETWORK: {"external": True, "name": lab.network.name}},
     }
     files = {
-        "docker-compose.yml": merged().replace(IMAGE, lab.sidecar_image),
+        "docker-compose.yml": block(README, HERE, "yaml").replace(IMAGE, lab.sidecar_image),
         "docker-compose.override.yml": yaml.safe_dump(override),
     }
-    with Project(find_tool("v2"), lab, tmp_path, files) as project:
-        yield project
-
-
-@pytest.fixture
-def reader(project: Project, registry: PeerNode, port: int) -> Reader:
-    """Somebody who types in what a document says.
-
-    Differs from it: names of image and network, the registry's port.
-    """
-    assert registry.control()
-    lab = project.lab
     replacements = {
         "localhost:8888": f"localhost:{port}",
         IMAGE: lab.sidecar_image,
         NETWORK: str(lab.network.name),
     }
-    return Reader(project.directory, replacements)
-
-
-def start_the_service(reader: Reader) -> None:
-    """Start the service alone, and wait until it is healthy."""
-    reader.do(f"docker compose up -d {HOST}")
-    reader.wait_for(LOOK, f"http probe of http://{HOST}:{PORT}/health: fine")
+    with Project(lab, tmp_path, files) as project:
+        reader = Reader(project.directory, replacements)
+        reader.do(f"docker compose up -d {HOST}")
+        reader.wait_for(LOOK, f"http probe of http://{HOST}:{PORT}/health: fine")
+        yield reader
 
 
 def test_the_readme_from_the_first_look_to_the_removal(reader: Reader, registry: PeerNode) -> None:
-    start_the_service(reader)
     reader.do(LOOK)
-    reader.type_in(block(README, HERE, "console").text)
+    reader.type_in(block(README, HERE, "console"))
     assert registry.wait_record(NAME)["endpoint"] == f"http://{HOST}:{PORT}"
-    reader.do(REMOVE)
+    reader.do(f"docker compose rm -s -f {SIDECAR}")
     assert registry.record(NAME) is None
     assert HOST in reader.do("docker compose ps --services")
     assert "  SERVICE_PORT=8080" in reader.do(f"docker run --rm {IMAGE} --help")
 
-
-def test_the_readmes_container_without_a_compose_file(reader: Reader, registry: PeerNode) -> None:
-    start_the_service(reader)
-    try:
-        reader.do(block(README, HERE, "sh").text)
+    try:  # without a compose file
+        reader.do(block(README, HERE, "sh"))
         registry.wait_record(NAME)
         reader.do(f"docker stop {SIDECAR}")
         assert registry.record(NAME) is None
@@ -160,33 +124,13 @@ def test_the_guide_from_the_first_start_through_the_drill(reader: Reader) -> Non
     for each in blocks(GUIDE):
         if each.language == "console":
             reader.type_in(each.text)
-    reader.do(block(GUIDE, "Upgrading", "sh").text)
+    reader.do(block(GUIDE, "Upgrading", "sh"))
     registered = "Service registered successfully: osint_service at …"
     reader.wait_for(f"docker logs {SIDECAR}", registered)
 
 
-def test_a_look_finds_a_bad_health_file_and_a_refused_token(
-    reader: Reader, registry: PeerNode
-) -> None:
-    start_the_service(reader)
-    no_file = LOOK.replace("--rm", "--rm -e HEARTBEAT_FILE=/heartbeat")
-    code, said = reader.run(no_file)
-    print(*said, sep="\n")
-    assert code == 1
-    assert any(line.startswith("HEARTBEAT_FILE, /heartbeat: not fine: ") for line in said)
-    registry.tell(token="secret", dialect="deployed")
-    for variables, words in (
-        ("", "asks for a token, and none is set"),
-        ("-e REGISTRY_TOKEN=other", "refuses the token"),
-    ):
-        code, said = reader.run(LOOK.replace("--rm", f"--rm {variables}"))
-        print(*said, sep="\n")
-        assert code == 1
-        assert any(line.startswith("token: not fine: ") and words in line for line in said)
-
-
 def test_the_options_to_publish_the_image_are_buildxs() -> None:
-    options = re.findall(r"--[a-z]+", block(GUIDE, "Before you start", "sh").text)
+    options = re.findall(r"--[a-z]+", block(GUIDE, "Before you start", "sh"))
     command = ["docker", "buildx", "build", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if done.returncode:
@@ -194,17 +138,10 @@ def test_the_options_to_publish_the_image_are_buildxs() -> None:
     assert [option for option in options if f"{option} " not in done.stdout] == []
 
 
-@pytest.fixture
-def tool(client: docker.DockerClient) -> Tool:
-    """The compose command of today, where there is an engine."""
-    assert client
-    return find_tool("v2")
-
-
-def test_every_compose_file_in_the_guide_is_valid(tool: Tool, tmp_path: Path) -> None:
+def test_every_compose_file_in_the_guide_is_valid(tmp_path: Path) -> None:
     (tmp_path / TEMPLATE.name).write_text(TEMPLATE.read_text())
     (tmp_path / "registry_token").write_text("secret\n")
-    (tmp_path / "first.yml").write_text(merged())
+    (tmp_path / "first.yml").write_text(block(README, HERE, "yaml"))
     (tmp_path / "service.yml").write_text(yaml.safe_dump({"services": {HOST: {"image": "any"}}}))
     documents = [b.text for b in blocks(GUIDE) if b.language == "yaml"]
     texts = [text for text in documents if "services" in next(yaml.safe_load_all(text))]
@@ -214,8 +151,7 @@ def test_every_compose_file_in_the_guide_is_valid(tool: Tool, tmp_path: Path) ->
         whole = "\nnetworks:" in text or "\nvolumes:" in text
         names = ["service.yml", "more.yml"] if whole else ["first.yml", "service.yml", "more.yml"]
         files = [word for name in names for word in ("-f", name)]
-        done = run([*tool, *files, "config", "--quiet"], tmp_path)
+        done = run([*V2, *files, "config", "--quiet"], tmp_path)
         assert done.returncode == 0, done.stderr
-        assert (
-            "obsolete" in done.stderr or done.stderr == ""
-        )  # Swarm wants the version that Compose does not
+        # Swarm wants the version that Compose does not.
+        assert "obsolete" in done.stderr or done.stderr == ""

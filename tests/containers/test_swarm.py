@@ -1,85 +1,106 @@
-"""The compose template by `docker stack deploy`.
+"""What is particular to Swarm: the guide's stack, its rolling updates, and the template in a stack.
 
-On an engine of the tests' own that is a swarm of one node.
-
-The peers are reached by the names of their tasks (`endpoint_mode: dnsrr`): virtual addresses need
-IPVS, which not every kernel has, and the sidecar does not care.
+On an engine of the tests' own that is a swarm of one node. Leaving a swarm makes an engine forget
+the names of all running containers, on every network: other tests, and whatever else runs on the
+machine, would find nobody any more. So a second dockerd is started in namespaces of its own, on a
+file system in memory. It ends with the process that started it, even where that is killed.
 """
 
 import contextlib
+import os
 import re
+import shutil
 import subprocess
-import textwrap
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import docker
 import pytest
-from docker.errors import APIError, NotFound
-from docker.models.services import Service
+from docker.errors import APIError, DockerException, NotFound
 
 from containers.compose import (
     HEALTH_INTERVAL,
     HEALTH_OFTEN,
     HOST,
-    NAME,
     PORT,
     REGISTRY,
     SIDECAR,
     TEMPLATE,
     TEMPLATE_SERVICE,
     check_confinement,
-    find_tool,
-    header,
-    override,
     run,
     service,
     unavailable,
 )
-from containers.engine import INTERVAL, Lab, Node, PeerNode, unique, wait_until
-from containers.own_engine import OwnEngine, obstacle
+from containers.engine import INTERVAL, SECOND, Images, Lab, Node, describe, unique, wait_until
 from kit.documents import blocks
+from kit.sidecar import NAME
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 GUIDE = "INTEGRATION_GUIDE.md"
 TTL = 60.0  # seconds; no record expires during a test
-PATIENCE = 120.0  # seconds for Swarm to do what it was told
-# `docker stack deploy` knows no extends, and is stricter about types than what compose v2 prints.
-CONFIG_FOR_A_STACK = r"""docker compose config | sed '1s/.*/version: "3.8"/
-  s/\( cpus:\) \(.*\)/\1 "\2"/
-  s/\( size:\) "\(.*\)"/\1 \2/'"""
+PATIENCE = 120.0  # seconds for Swarm, or an engine, to do what it was told
+NEEDED = ("dockerd", "setpriv", "unshare", "ip", "mount")
+PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+ALONE = (
+    "setpriv", "--pdeathsig", "KILL",
+    "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
+)  # fmt: skip
+START = """\
+mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up && exec dockerd \
+    --config-file "$1/daemon.json" \
+    --host "unix://$1/docker.sock" --data-root /run/data --exec-opt native.cgroupdriver=cgroupfs
+"""
+# Peers are reached by the names of their tasks: virtual addresses need IPVS, which not every kernel
+# has, and the sidecar does not care.
+BY_TASK = "    deploy: {endpoint_mode: dnsrr}\n"
 
 
-# ---- the swarm, and a laboratory on it
+@contextlib.contextmanager
+def own_engine() -> Iterator[str]:
+    """Start an engine that ends with the test; yield its URL."""
+    if os.geteuid() != 0 or not all(shutil.which(name, path=PATH) for name in NEEDED):
+        unavailable(f"an engine of the tests' own needs root and {', '.join(NEEDED)}")
+    # A socket's path has to be short.
+    with tempfile.TemporaryDirectory(prefix="engine-") as directory:
+        (Path(directory) / "daemon.json").write_text("{}")  # instead of the machine's own
+        log = Path(directory) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*ALONE, "sh", "-c", START, "sh", directory],
+                env=os.environ | {"PATH": PATH}, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        try:
+            yield f"unix://{directory}/docker.sock"
+        except BaseException:
+            print(log.read_text(errors="replace")[-5000:])
+            raise
+        finally:
+            process.kill()  # and with it all that runs in its namespaces
+            process.wait()
 
 
-@pytest.fixture(scope="module")
-def swarm(client: docker.DockerClient, image: str, peer_image: str) -> Iterator[OwnEngine]:
-    """An engine of the tests' own with the images, which is a swarm of one node."""
-    if problem := obstacle():
-        unavailable(problem)
-    with OwnEngine() as engine:
-        for tag in (image, peer_image):
-            engine.copy(tag, client)
-        engine.client.swarm.init(advertise_addr="127.0.0.1")
-        yield engine
+def connect(url: str) -> docker.DockerClient:
+    """Return a client of an engine that is starting."""
+    clients: list[docker.DockerClient] = []
+
+    def answers() -> bool:
+        with contextlib.suppress(DockerException):
+            clients.append(docker.DockerClient(base_url=url, version="auto", timeout=120))
+        return bool(clients)
+
+    wait_until(answers, PATIENCE, "the tests' own engine answers")
+    return clients[0]
 
 
 class SwarmLab(Lab):
-    """A laboratory whose network is an overlay network. Network and all end with the engine."""
+    """A laboratory on an overlay network of the swarm. All of it ends with the engine."""
 
-    def __init__(self, engine: OwnEngine, *arguments: str) -> None:
-        super().__init__(engine.client, *arguments)
-        self.engine = engine
-
-    def __enter__(self) -> Self:
-        name = unique("overlay")
-        self.network = self.client.networks.create(
-            name, driver="overlay", attachable=True, labels=self.labels
-        )
-        return self
+    driver = "overlay"
 
     def __exit__(self, *exception: object) -> None:
         with contextlib.suppress(APIError):  # Swarm holds on to the network a little longer
@@ -87,96 +108,61 @@ class SwarmLab(Lab):
 
 
 @pytest.fixture
-def lab(swarm: OwnEngine, run: str, image: str, peer_image: str) -> Iterator[SwarmLab]:
-    """An overlay network of its own for the test, to start containers and stacks on."""
-    with SwarmLab(swarm, run, image, peer_image) as lab:
-        yield lab
+def url() -> Iterator[str]:
+    """The engine's URL."""
+    with own_engine() as url:
+        yield url
 
 
 @pytest.fixture
-def registry(lab: SwarmLab) -> PeerNode:
-    """The embedded registry, in a plain container, so that it can be stopped and asked."""
-    return lab.registry(alias=REGISTRY, ttl=TTL, port=80)
+def lab(url: str, images: Images, image: str, peer_image: str) -> Iterator[SwarmLab]:
+    """A laboratory on an engine that has the images, and is a swarm of one node."""
+    client = connect(url)
+    for tag in (image, peer_image):
+        client.images.load(b"".join(images.client.images.get(tag).save(named=tag)))
+    client.swarm.init(advertise_addr="127.0.0.1")
+    with SwarmLab(Images(client, images.run), image, peer_image) as lab:
+        yield lab
+    client.close()
 
 
 class Stack:
-    """The toy service and its sidecar by the template, as a stack.
+    """A stack. A context manager: it removes it.
 
-    A context manager: it removes the stack.
-    Args: the laboratory; a directory; variables of the template beside those that it needs.
+    Args: the laboratory; the engine's URL; a directory; variables for the files.
     """
 
-    def __init__(self, lab: SwarmLab, directory: Path, **variables: object) -> None:
+    def __init__(self, lab: Lab, url: str, directory: Path, **variables: object) -> None:
         self.lab, self.directory, self.name = lab, directory, unique("s")
-        self.variables: dict[str, object] = {
-            "SERVICE_NAME": NAME,
-            "SERVICE_HOST": HOST,
-            "SERVICE_PORT": PORT,
-            "REGISTRY_URL": f"http://{REGISTRY}:80",
-            "HEARTBEAT_INTERVAL": INTERVAL,
-            "SIDECAR_IMAGE": lab.sidecar_image,
-            "REGISTRY_NETWORK": lab.network.name,
-            "SIDECAR_HEALTH_INTERVAL": HEALTH_INTERVAL,
-            **variables,
-        }
-        self.own = directory / "stack.yml"
-        by_task = "    deploy: {endpoint_mode: dnsrr}\n"
-        own = f"{service(lab.peer_image)}{by_task}  {TEMPLATE_SERVICE}:\n    {HEALTH_OFTEN}\n"
-        self.own.write_text(f'version: "3.8"\nservices:\n{own}{header().networks}')
+        self.variables = variables | {"DOCKER_HOST": url}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         if exception[0] is not None:
-            print(*(node.describe() for node in self.nodes()), sep="\n")
-            print(*self.tasks(), sep="\n")
-        self.run("rm", self.name)
-        wait_until(
-            lambda: not self.services() and not self.nodes(all=True), PATIENCE, "the stack gone"
-        )
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a `docker stack` command."""
-        command = ["docker", "stack", *arguments]
-        return run(command, self.directory, **self.variables, DOCKER_HOST=self.lab.engine.url)
+            print(*map(describe, self.nodes()), sep="\n")
+        self.type_in(f"docker stack rm {self.name}")
+        wait_until(lambda: not self.nodes(all=True), PATIENCE, "the stack gone")
 
     def type_in(self, commands: str) -> None:
         """Run commands of a shell in the stack's directory."""
-        engine = {"DOCKER_HOST": self.lab.engine.url}
-        done = run(["sh", "-ec", commands], self.directory, **self.variables, **engine)
+        done = run(["sh", "-ec", commands], self.directory, **self.variables)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def deploy(self, *files: Path, **variables: object) -> None:
-        """Deploy the files, by default the service's and the template.
-
-        Variables stay set for the next time.
-        """
-        self.variables |= variables
-        options = [word for file in (files or (self.own, TEMPLATE)) for word in ("-c", str(file))]
-        done = self.run("deploy", "--resolve-image", "never", *options, self.name)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def services(self) -> list[Service]:
-        return list(
-            self.lab.client.services.list(
-                filters={"label": f"com.docker.stack.namespace={self.name}"}
-            )
-        )
-
-    def service(self, name: str = TEMPLATE_SERVICE) -> Service:
-        """Return one of the stack's services, as it is now."""
-        (found,) = [service for service in self.services() if service.name == f"{self.name}_{name}"]
-        return found
+    def service(self, name: str) -> dict[str, Any]:
+        """Return what the engine tells of a service."""
+        (found,) = self.lab.client.services.list(filters={"name": f"{self.name}_{name}"})
+        return dict(found.attrs)
 
     def nodes(self, name: str = "", **options: Any) -> list[Node]:
         """Return the containers of one service, of all by default; running ones unless all=True."""
         label = f"com.docker.swarm.service.name={self.name}_{name}" if name else ""
         filters: dict[str, Any] = {"label": label or f"com.docker.stack.namespace={self.name}"}
         found = self.lab.client.containers.list(filters=filters, ignore_removed=True, **options)
-        return [Node(container, name or str(container.name)) for container in found]
+        return [Node(container, str(container.name)) for container in found]
 
-    def sidecar(self, name: str = TEMPLATE_SERVICE) -> Node:
+    def sidecar(self, name: str) -> Node:
         """Return the sidecar's container once there is exactly one and Docker finds it healthy."""
 
         def healthy() -> list[Node]:
@@ -187,111 +173,69 @@ class Stack:
 
         return wait_until(healthy, PATIENCE, "a healthy sidecar")[0]
 
-    def tasks(self) -> list[dict[str, Any]]:
-        """Return all tasks that there have been, as the engine shows them."""
-        services: list[Any] = self.services()
-        return [task for service in services for task in service.tasks()]
+
+def block(language: str) -> str:
+    """Return the guide's block of a language about Swarm."""
+    (text,) = [b.text for b in blocks(GUIDE) if (b.heading, b.language) == ("Swarm", language)]
+    return text
 
 
-# ---- the tests
-
-
-def test_a_stack_with_the_template_is_registered_and_confined(
-    lab: SwarmLab, registry: PeerNode, tmp_path: Path
+@pytest.mark.timeout(600)
+def test_the_guides_stacks_are_registered_also_after_updates(
+    lab: SwarmLab, url: str, tmp_path: Path
 ) -> None:
-    """By the guide's own commands; the stack's name differs."""
-    (commands,) = [b.text for b in blocks(GUIDE) if (b.heading, b.language) == ("Swarm", "sh")]
-    (tmp_path / TEMPLATE.name).write_text(TEMPLATE.read_text())
-    with Stack(lab, tmp_path) as stack:
-        for name in re.findall(r"\b(\w+)=", commands):
-            stack.variables.pop(name, None)
-        stack.type_in(commands.replace(" osint\n", f" {stack.name}\n"))
-        assert registry.wait_record(NAME, PATIENCE)["endpoint"] == f"http://{HOST}:{PORT}"
-        sidecar = stack.sidecar()
-        sidecar.wait_health("healthy", "^registered, last heartbeat")
-        check_confinement(sidecar)
-        # Swarm cannot forbid new privileges, so there is nothing that could give any.
-        assert sidecar.execute("find", "/", "-xdev", "-perm", "/6000", user="0") == (0, "")
-        template = stack.service().attrs["Spec"]["TaskTemplate"]
-        assert template["RestartPolicy"]["Condition"] == "any"
-        assert template["ContainerSpec"]["StopGracePeriod"] == 10 * 10**9
-
-
-@pytest.mark.parametrize("deregister", ["true", "false"])
-def test_after_a_rolling_update_the_service_is_registered(
-    lab: SwarmLab, registry: PeerNode, tmp_path: Path, deregister: str
-) -> None:
-    """Where the new task starts before the old one stops.
-
-    That may take the new one's record away.
-    """
-    with Stack(lab, tmp_path, SERVICE_METADATA="release=1", DEREGISTER_ON_EXIT=deregister) as stack:
-        more = f"{HEALTH_OFTEN}\n    deploy: {{update_config: {{order: start-first, monitor: 1s}}}}"
-        stack.own.write_text(stack.own.read_text().replace(HEALTH_OFTEN, more))
-        stack.deploy()
-        first = stack.sidecar()
-        registry.wait_for(f"heartbeat {NAME} -> 200", timeout=PATIENCE)
-        stack.deploy(SERVICE_METADATA="release=2")
-
-        def updated() -> bool:
-            return bool(stack.service().attrs.get("UpdateStatus", {}).get("State") == "completed")
-
-        wait_until(updated, PATIENCE, "the update completed")
-        second = stack.sidecar()
-        assert second.container.id != first.container.id
-        # The old task has had its say by now. Where it took away the new one's record, that is back
-        # by the second heartbeat that is accepted.
-        beats = registry.count(f"heartbeat {NAME} -> 200")
-        registry.wait_for(f"heartbeat {NAME} -> 200", times=beats + 2)
-        record = registry.record(NAME)
-        assert record is not None
-        assert record["metadata"]["release"] == "2"
-        taken_away = registry.count(f"deregister {NAME} -> 200")
-        lost = registry.count(f"heartbeat {NAME} -> 404")
-        if (
-            deregister == "false"
-        ):  # the record was never absent: nobody took it away, and the TTL is long
-            assert (taken_away, lost) == (0, 0)
-        else:
-            assert taken_away <= 1
-            assert lost <= 1
-
-
-def test_a_project_by_extends_becomes_a_stack_by_way_of_compose_config(
-    lab: SwarmLab, registry: PeerNode, tmp_path: Path
-) -> None:
-    find_tool("v2")
-    example = header()
-    by_task = "    deploy: {endpoint_mode: dnsrr}\n"
-    *lines, depends_on = example.extends.splitlines(keepends=True)
-    assert "depends_on" in depends_on  # which is not for a stack, as the header says
-    own = service(lab.peer_image) + by_task + textwrap.indent("".join(lines), "  ")
-    files = {
-        TEMPLATE.name: TEMPLATE.read_text(),
-        "docker-compose.yml": f"services:\n{own}{example.networks}",
-        "docker-compose.override.yml": override(str(lab.network.name), SIDECAR),
-        ".env": f"{example.dotenv}SIDECAR_IMAGE={lab.sidecar_image}\n",
-    }
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    with Stack(lab, tmp_path) as stack:
-        done = run(["sh", "-c", CONFIG_FOR_A_STACK + " >stack.yml"], tmp_path)
-        assert done.returncode == 0, done.stderr
-        stack.deploy(tmp_path / "stack.yml")
-        registry.wait_record(NAME, PATIENCE)
-        check_confinement(stack.sidecar(SIDECAR))
-
-
-def test_the_guides_stack_is_registered(lab: SwarmLab, registry: PeerNode, tmp_path: Path) -> None:
     """What differs here is given beside it: the toy service's command, the network."""
-    (text,) = [b.text for b in blocks(GUIDE) if (b.heading, b.language) == ("Swarm", "yaml")]
-    (tmp_path / "guide.yml").write_text(text)
-    by_task = "    deploy: {endpoint_mode: dnsrr}\n"
+    registry = lab.registry(alias=REGISTRY, ttl=TTL, port=80)
+    top = 'version: "3.8"\nservices:\n'
     network = f"networks: {{maximus-network: {{external: true, name: {lab.network.name}}}}}\n"
-    own = f"{service(lab.peer_image)}{by_task}  {SIDECAR}:\n    {HEALTH_OFTEN}\n"
-    (tmp_path / "own.yml").write_text(f'version: "3.8"\nservices:\n{own}{network}')
-    with Stack(lab, tmp_path, OSINT_IMAGE=lab.peer_image) as stack:
-        stack.deploy(tmp_path / "guide.yml", tmp_path / "own.yml")
-        assert registry.wait_record(NAME, PATIENCE)["endpoint"] == f"http://{HOST}:{PORT}"
-        stack.sidecar(SIDECAR).wait_health("healthy", "^registered, last heartbeat")
+    peer = service(lab.peer_image) + BY_TASK
+    endpoint = f"http://{HOST}:{PORT}"
+
+    (tmp_path / "guide.yml").write_text(block("yaml"))
+    changed = (
+        'environment: {DEREGISTER_ON_EXIT: "$DEREGISTER", SERVICE_METADATA: "release=$RELEASE"}'
+    )
+    sidecar = f"  {SIDECAR}:\n    {HEALTH_OFTEN}\n    {changed}\n"
+    (tmp_path / "own.yml").write_text(top + peer + sidecar + network)
+    images = {"OSINT_IMAGE": lab.peer_image, "SIDECAR_IMAGE": lab.sidecar_image}
+    with Stack(lab, url, tmp_path, **images, HEARTBEAT_INTERVAL=INTERVAL) as stack:
+        deploy = f"docker stack deploy --resolve-image never -c guide.yml -c own.yml {stack.name}"
+        stack.type_in(f"export DEREGISTER=false RELEASE=1; {deploy}")
+        assert registry.wait_record(NAME, PATIENCE)["endpoint"] == endpoint
         wait_until(lambda: len(stack.nodes(HOST)) == 2, PATIENCE, "two replicas of the service")
+        # The new task starts before the old one stops. That may take the new one's record away,
+        # which is what DEREGISTER_ON_EXIT=false is for: it is the old one's that counts.
+        for release, deregister, taken_away in ((2, "true", 0), (3, "true", 1)):
+            old = stack.sidecar(SIDECAR)
+            stack.type_in(f"export DEREGISTER={deregister} RELEASE={release}; {deploy}")
+            wait_until(
+                lambda: stack.service(SIDECAR).get("UpdateStatus", {}).get("State") == "completed"
+                and stack.sidecar(SIDECAR).container.id != old.container.id,  # noqa: B023
+                PATIENCE, "the update completed",
+            )  # fmt: skip
+            # The old task has had its say by now. Where it took away the new one's record, that is
+            # back by the second heartbeat that is accepted.
+            beats = registry.count(f"heartbeat {NAME} -> 200")
+            registry.wait_for(f"heartbeat {NAME} -> 200", times=beats + 2)
+            record = registry.record()
+            assert record is not None
+            assert record["metadata"]["release"] == str(release)
+            assert registry.count(f"deregister {NAME} -> 200") <= taken_away
+            assert registry.count(f"heartbeat {NAME} -> 404") <= taken_away
+
+    registry.control(forget=NAME)
+    (tmp_path / "stack.yml").write_text(top + peer + network)
+    (tmp_path / TEMPLATE.name).write_text(TEMPLATE.read_text())
+    scaled = {"HEARTBEAT_INTERVAL": INTERVAL, "SIDECAR_HEALTH_INTERVAL": HEALTH_INTERVAL}
+    given = {"SIDECAR_IMAGE": lab.sidecar_image, "REGISTRY_NETWORK": lab.network.name}
+    with Stack(lab, url, tmp_path, **scaled, **given) as stack:
+        stack.type_in(re.sub(r" osint\n", f" {stack.name}\n", block("sh")))
+        assert registry.wait_record(NAME, PATIENCE)["endpoint"] == endpoint
+        node = stack.sidecar(TEMPLATE_SERVICE)
+        node.wait_health("healthy", "^registered, last heartbeat")
+        check_confinement(node)
+        # Swarm cannot forbid new privileges, so there is nothing that could give any.
+        assert node.execute("find", "/", "-xdev", "-perm", "/6000", user="0") == (0, "")
+        template = stack.service(TEMPLATE_SERVICE)["Spec"]["TaskTemplate"]
+        assert template["RestartPolicy"]["Condition"] == "any"
+        assert template["ContainerSpec"]["StopGracePeriod"] == 10 * SECOND

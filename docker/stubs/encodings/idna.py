@@ -7,5 +7,4 @@ import codecs
 
 
 def getregentry() -> codecs.CodecInfo:
-    """Return the codec."""
     return codecs.CodecInfo(codecs.ascii_encode, codecs.ascii_decode, name="idna")

@@ -4,16 +4,13 @@ from collections.abc import Iterator
 
 
 class CookieJar:
-    """A jar that is always empty."""
-
     def __iter__(self) -> Iterator[str]:
         return iter(())
 
     def __len__(self) -> int:
         return 0
 
-    def extract_cookies(self, *_: object) -> None:
-        """Take no cookie out of an answer."""
+    def extract_cookies(self, *_: object) -> None: ...
 
     add_cookie_header = extract_cookies
 

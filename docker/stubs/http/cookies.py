@@ -1,5 +1,4 @@
-"""Stands in for http.cookies: no cookie is made."""
+"""Stands in for http.cookies: requests would take a cookie of the user's. None is made."""
 
 
-class Morsel:
-    """A cookie of the user's, which requests would take."""
+class Morsel: ...

@@ -1,11 +1,7 @@
-"""Stands in for urllib.request, which tells requests of proxies: the sidecar uses none.
-
-The real one is a whole HTTP client, and loads tempfile and shutil.
-"""
+"""Stands in for urllib.request, a whole HTTP client: the sidecar uses no proxies."""
 
 
 def getproxies(_host: str = "") -> dict[str, str]:
-    """Return the proxies by scheme: none."""
     return {}
 
 
