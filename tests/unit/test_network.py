@@ -240,7 +240,9 @@ def test_a_network_that_is_gone_for_two_minutes_ends_it(
 
 
 @pytest.mark.parametrize("way", ["registry", "http"])
-@pytest.mark.parametrize("answer", [["long_header", 20_000], ["interim", 102, 103, 103]])
+@pytest.mark.parametrize(
+    "answer", [["status", 200, {}, {"X-Long": "x" * 20_000}], ["interim", 102, 103, 103]]
+)
 def test_long_headers_and_early_hints_are_ordinary(
     names: Names, answer: list[object], way: str
 ) -> None:
