@@ -53,7 +53,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
@@ -107,6 +107,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     except SettingsError as error:
         for problem in error.args:
             log.error("Bad setting: %s", say_problem(*problem))
+        for doubt in doubts_about_names(os.environ):
+            log.warning("%s", doubt)
         return 2
     for name in ("registry_url", "service_health_endpoint"):
         keep_secret(name, url_secrets(getattr(settings, name)))
@@ -228,7 +230,7 @@ class Agent:
         while True:
             self.pause(due - self.clock())
             # A retry does without a probe, because hanging probes and failing heartbeats together
-            # would cost the record. But nothing is registered without one.
+            # would cost the record. But a registration needs a probe right before it.
             probed = not failures or self.record.wants_registration()
             if probed and not self.is_healthy():
                 return self.service_down
@@ -290,10 +292,7 @@ class Agent:
     def probe(self) -> bool:
         """Look once whether the service is healthy."""
         self.life.promise(self.settings.service_health_timeout)
-        began = self.clock()
-        healthy = self.service.probe()
-        self.record.probe_took = self.clock() - began
-        return healthy
+        return self.service.probe()
 
     def is_healthy(self) -> bool:
         """Probe until it is healthy, or SERVICE_HEALTH_RETRIES probes in a row have failed."""
@@ -340,12 +339,12 @@ class Record:
 
         seconds left   what happens
         30             the slot begins: a probe, a heartbeat that may take 10 s
-        20 ... 7.5     heartbeats; before each a wait of at most half of what is left
-        7.5 ... 0      the same, but each a probe, a registration and only then a heartbeat
+        20 ... 12.5    heartbeats; before each a wait of at most half of what is left
+        12.5 ... 0     the same, but each a probe, a registration and only then a heartbeat
         0              the state `registering`
 
-    So a registry that answers, but accepts registrations alone, gets one in time. The 7.5 s are
-    more by what the last probe took.
+    So a registry that answers, but accepts registrations alone, gets one in time: the 12.5 s are a
+    quarter of the interval, and SERVICE_HEALTH_TIMEOUT for the probe.
 
     Attributes: the `metadata` that the registry last took, when it last accepted a registration or
     a heartbeat, the `outage` under way. `doubt` is how many looks in a row have still to find the
@@ -366,7 +365,6 @@ class Record:
         # A fleet started together neither beats together nor looks for its records together.
         self.phase = clock() + uniform(0, settings.heartbeat_interval)
         self.lifetime = min(2 * settings.heartbeat_interval, registry.TTL)
-        self.probe_took = 0.0  # seconds of the last one
         self.look_in = int(uniform(1, LOOK_EVERY[1]))  # heartbeats until the next look
         self.doubt = 0
         self.lost = False  # a heartbeat was told so, and nothing was accepted since
@@ -390,19 +388,27 @@ class Record:
         """Return the seconds for which it lives."""
         return self.expiry() - self.clock()
 
-    def next_timeout(self) -> float:
-        """Return the deadline of a request that others may have to follow: half of what is left."""
-        half = max(self.left() / 2, self.settings.pace * FIRST_WAIT)
-        return min(self.settings.registry_timeout, half)
+    def room(self) -> float:
+        """Return the seconds in which heartbeats may still be tried.
 
-    def is_ending(self) -> bool:
-        """Tell whether a heartbeat might come too late, so that it takes a registration."""
-        return self.left() <= self.settings.heartbeat_interval / 4 + self.probe_took
+        After them it takes a registration, which needs a probe, however long that takes.
+        """
+        needed = self.settings.heartbeat_interval / 4 + self.settings.service_health_timeout
+        return self.left() - needed
+
+    def next_timeout(self) -> float:
+        """Return the deadline of a request that others may have to follow.
+
+        Half of what is left; a heartbeat that might be the last one ends where there is no room.
+        """
+        room, half = self.room(), self.left() / 2
+        timeout = max(min(room, half) if room > 0 else half, self.settings.pace * FIRST_WAIT)
+        return min(self.settings.registry_timeout, timeout)
 
     def wants_registration(self) -> bool:
         """Tell whether the next request is a registration, which is a heartbeat as well."""
         changed = self.service.metadata != self.metadata
-        return changed or self.doubt > 0 or self.is_ending()
+        return changed or self.doubt > 0 or self.room() <= 0
 
     # What keeps it alive
 
@@ -530,7 +536,7 @@ class Record:
     def note_loss(self, answer: Answer, doubt: int) -> None:
         """Note that the registry seems to have no record, and how many looks are to prove one.
 
-        The first of them follows the next accepted request.
+        The first of them follows the next accepted request that follows a probe.
         """
         self.doubt, self.look_in = doubt, 1
         self.life.show("registering", self.clock())
@@ -581,7 +587,8 @@ class Registry:
 
     def deregister(self, timeout: float) -> Answer:
         """Remove the record."""
-        return self.ask("DELETE", f"/deregister/{self.settings.service_name}", timeout)
+        path = f"/deregister/{self.settings.service_name}"
+        return self.ask("DELETE", path, timeout, unknown=ACCEPTED)
 
     def look(self, timeout: float) -> Answer:
         """Look for the record, since a heartbeat is accepted whatever happens to the store.
@@ -590,7 +597,7 @@ class Registry:
         """
         answer = self.ask("GET", "/services", timeout)
         names = answer.json() if answer.meaning == ACCEPTED else None
-        if not isinstance(names, list):
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             why = answer.advice or answer.say()  # a list of more than 64 KB is none
             advice = f"GET /services does not tell whether the record is there: {why}"
             return answer._replace(meaning=FAILED, advice=advice)
@@ -784,7 +791,7 @@ class Service:
         self.place = say_value(settings.health_url if http_check else settings.endpoint)
         name, path = "SERVICE_HEALTH_HEADERS_FILE", settings.service_health_headers_file
         self.headers: NamedFile[dict[str, str]]
-        self.headers = NamedFile(name, path, read_headers, header_secrets, {})
+        self.headers = NamedFile(name, path, read_headers, {}, header_secrets)
         self.problem = "no answer yet"
         self.seen = False
         self.told: dict[str, str] = {}
@@ -861,6 +868,7 @@ def health_metadata(health: Mapping[str, Any]) -> dict[str, str]:
 # ------------------------------------------------------------- the sign of life, and the network
 
 GRACE = 5.0  # seconds that a promise in the heartbeat file allows for a slow machine
+UNWRITABLE_FIX = "mount a tmpfs on /tmp, or set HEARTBEAT_FILE"
 CUT_OFF = 120.0  # seconds with nothing but loopback, after which the network will not come back
 # What every network namespace has: loopback, and the tunnels of some kernels.
 BARE = "lo|(tunl|gre|gretap|erspan|ip_vti|ip6_vti|sit|ip6tnl|ip6gre)0"
@@ -897,8 +905,8 @@ class SignOfLife:
             healthcheck.write(self.path, until, *self.shown)
         except OSError as error:
             if not self.fails:
-                path = say_value(self.path)
-                log.warning("HEARTBEAT_FILE=%s cannot be written: %s", path, say_failure(error))
+                words = say_value(self.path), say_failure(error), UNWRITABLE_FIX
+                log.warning("HEARTBEAT_FILE=%s cannot be written: %s; %s", *words)
             self.fails = True
         else:
             self.promised, self.written = until, self.shown
@@ -954,8 +962,10 @@ class Check:
         for doubt in doubts or [""]:
             self.tell("settings", "", doubt and f"but {doubt}")
         self.try_health_file()
-        known = self.look_up("SERVICE_HOST", service.port, settings.service_health_timeout)
-        if known or service.peer.wire.host != service.port.host:
+        kind, elsewhere = settings.service_health_check, service.peer.wire.host != service.port.host
+        for_callers = kind == "none" or (kind == "http" and elsewhere)  # the name is for them alone
+        timeout = settings.service_health_timeout
+        if for_callers or self.look_up("SERVICE_HOST", service.port, timeout):
             self.probe()
         known = self.look_up("REGISTRY_URL", registry.peer.wire, settings.registry_timeout)
         if known and self.look():
@@ -974,7 +984,7 @@ class Check:
         try:
             healthcheck.try_out(path)
         except OSError as error:
-            problem = f"{say_failure(error)}; mount a tmpfs on /tmp, or set HEARTBEAT_FILE"
+            problem = f"{say_failure(error)}; {UNWRITABLE_FIX}"
         self.tell(f"HEARTBEAT_FILE, {say_value(path)}", problem, "it can be written")
 
     def look_up(self, variable: str, wire: Wire, timeout: float) -> bool:
@@ -1038,6 +1048,7 @@ FRAMING = "Connection|Content-Length|Transfer-Encoding"  # the agent's own
 HEADER = rf"(?!(?i:{FRAMING}):)([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~]*)"
 URL_FIX = "http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
 HEALTH_FIX = "a path, such as /health, or a whole URL, such as http://vertice-osint:9000/health"
+LOOPBACK = r"localhost|127\.[0-9.]+|0\.0\.0\.0|::1?"
 TOKEN = "[!-~]{0,4095}"
 TOKEN_FIX = "the registry's token: printable ASCII without blanks"
 TOKEN_VARIABLES = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
@@ -1134,7 +1145,11 @@ def read_headers(path: str) -> dict[str, str]:
 
 def read_authorities(path: str) -> Any:
     """Return a TLS context that trusts these, if the image has TLS."""
-    return None if ssl is None else ssl.create_default_context(cafile=path)
+    if ssl is None:
+        return None
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it is no plain file")  # and OpenSSL would wait for a pipe
+    return ssl.create_default_context(cafile=path)
 
 
 def say_unreadable(error: OSError | ValueError) -> str:
@@ -1248,7 +1263,8 @@ def parse_url(text: str, odd: str = r"\\?#", fix: str = URL_FIX) -> str:
         parts = urlsplit(text if sound else "")
         sound = parts.scheme in ("http", "https") and is_host(parts.hostname or "")
         sound = sound and parts.port != 0
-        requests.PreparedRequest().prepare_url(text, None)  # it takes fewer brackets than urlsplit
+        # It takes fewer brackets than urlsplit.
+        requests.PreparedRequest().prepare_url(text if sound else "", None)
     except ValueError:
         sound = False
     if not sound:
@@ -1355,7 +1371,7 @@ class Settings:
     @property
     def health_endpoint(self) -> str:
         """What the record shows of that: everybody may read it, so no credentials."""
-        return re.sub("^([a-zA-Z]+://)[^/?]*@", r"\1", self.service_health_endpoint)
+        return without_credentials(self.service_health_endpoint)
 
     @property
     def token_name(self) -> str:
@@ -1441,76 +1457,76 @@ def ca_files(settings: Settings) -> dict[str, str]:
     return {"REGISTRY_CA_FILE": web_url(settings.registry_url), "SERVICE_CA_FILE": probed}
 
 
-def doubts_about_time(settings: Settings) -> list[str]:
-    """Return the doubts about durations."""
-    lines = []
+def doubts_about_time(settings: Settings) -> Iterator[str]:
+    """Doubt durations that work, but not well together."""
     interval, retries = settings.heartbeat_interval, settings.service_health_retries
     drain = settings.drain_seconds
     if 2 * interval > REGISTRY_TTL and not is_consul(settings.registry_url):
-        lines.append(
+        yield (
             f"HEARTBEAT_INTERVAL={interval:g}: the registry forgets a service after"
             f" {REGISTRY_TTL:g} s, so one lost heartbeat costs the record;"
             f" set it to {REGISTRY_TTL / 2:g} or less"
         )
     longest = retries * (settings.service_health_timeout + 2 * settings.pace)
     if longest > 2 * interval:
-        lines.append(
+        yield (
             f"SERVICE_HEALTH_RETRIES={retries}: that many probes can take {longest:.0f} s, and the"
             f" record expires after {2 * interval:g} s; set it lower, or SERVICE_HEALTH_TIMEOUT"
         )
     if drain and not settings.deregister_on_exit:
-        lines.append(f"DRAIN_SECONDS={drain:g}: has no effect while DEREGISTER_ON_EXIT=false")
+        yield f"DRAIN_SECONDS={drain:g}: has no effect while DEREGISTER_ON_EXIT=false"
     elif drain + STOP_TIMEOUT > GRACE_PERIOD:
-        lines.append(f"DRAIN_SECONDS={drain:g}: needs stop_grace_period: {drain + 3:g}s (else 10s)")
-    return lines
+        yield f"DRAIN_SECONDS={drain:g}: needs stop_grace_period: {drain + 3:g}s (else 10s)"
 
 
-def doubts_about_places(settings: Settings) -> list[str]:
-    """Return the doubts about what is set for https or Consul, and reaches neither."""
-    lines = []
+def doubts_about_places(settings: Settings) -> Iterator[str]:
+    """Doubt what is set for https or Consul, and reaches neither."""
     for name, url in ca_files(settings).items():
         if settings.values[name] and not is_https(url):
-            lines.append(f"{name}: has no effect while nothing is verified there: no https")
+            yield f"{name}: has no effect while nothing is verified there: no https"
     probed = settings.service_health_check == "http" and is_https(settings.health_url)
     if probed and not settings.service_tls_verify:
-        lines.append("SERVICE_TLS_VERIFY=false: a probe believes whoever answers in its place")
-    for_consul = "has no effect while REGISTRY_URL does not begin with consul://"
-    if not is_consul(settings.registry_url):
-        names = ("SERVICE_ID", "SERVICE_TAGS")
-        lines += [f"{name}: {for_consul}" for name in names if settings.values[name]]
-    return lines
+        yield "SERVICE_TLS_VERIFY=false: a probe believes whoever answers in its place"
+    if re.fullmatch(LOOPBACK, settings.service_host):
+        yield (
+            f"SERVICE_HOST={settings.service_host}: callers in other containers would reach"
+            " themselves; set it to the name by which they reach the service"
+        )
+    for name in ("SERVICE_ID", "SERVICE_TAGS"):
+        if settings.values[name] and not is_consul(settings.registry_url):
+            yield f"{name}: has no effect while REGISTRY_URL does not begin with consul://"
 
 
-def doubts_about_names(variables: Mapping[str, str]) -> list[str]:
-    """Return the doubts about variables that look like a setting, or hold a comment."""
-    lines = []
+def doubts_about_names(variables: Mapping[str, str]) -> Iterator[str]:
+    """Doubt variables that look like a setting, or hold a comment."""
+    longest_first = sorted(SETTINGS, key=len, reverse=True)
     for name, text in variables.items():
         if name in SETTINGS:
             if " #" in text and name not in TOKEN_VARIABLES:
-                lines.append(f"{name}: what follows the # is part of the value; set it without")
+                yield f"{name}: what follows the # is part of the value; set it without"
             continue
         # Not what Kubernetes or a Docker link sets for a service of such a name.
         linked = re.search("_SERVICE_(HOST|PORT)|_PORT(_|$)|_ENV_", name)
-        longest_first = sorted(SETTINGS, key=len, reverse=True)
         meant = next((known for known in longest_first if is_slip(name, known)), None)
         if meant and not linked:
-            lines.append(f"{escape(name)}: is no setting of the sidecar; {meant} is one")
-    return lines
+            yield f"{escape(name)}: is no setting of the sidecar; {meant} is one"
 
 
 def is_slip(name: str, known: str) -> bool:
     """Tell whether one character too many, too few or wrong, two swapped, or a suffix, differ."""
+    if abs(len(name) - len(known)) > 1:
+        return name.startswith(known + "_")
     pairs = zip(name, known, strict=False)
     same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     rest, other = name[same:], known[same:]
     slips = [(rest[1:], other), (rest, other[1:]), (rest[1:], other[1:])]
     swapped = rest[:2] == other[:2][::-1] and rest[2:] == other[2:]
-    return any(one == two for one, two in slips) or swapped or name.startswith(known + "_")
+    return any(one == two for one, two in slips) or swapped
 
 
 def doubts_about(settings: Settings, variables: Mapping[str, str]) -> list[str]:
     """Return a line for each setting that works, but hardly as its author meant."""
-    lines = doubts_about_time(settings) + doubts_about_places(settings)
+    lines = [*doubts_about_time(settings), *doubts_about_places(settings)]
     lines += doubts_about_names(variables)
     if not re.fullmatch("[a-z0-9_-]{3,64}", settings.service_name):
         convention = "names are by convention 3 to 64 lowercase letters, digits, _ and -"
@@ -1532,13 +1548,13 @@ class NamedFile(Generic[T]):
         name: str,
         path: str,
         read: Callable[[str], T],
-        secrets: Callable[[T], Iterable[str]],
         value: T,
+        secrets: Callable[[T], Iterable[str]] = lambda _value: (),
     ) -> None:
-        """Read nothing yet.
+        """Read it, where there is one.
 
         Args: the setting; its file, or "" where none is named, and the value is all there is;
-        what reads the file; what in a value has to stay out of the log; the value before.
+        what reads the file; the value without it; what in a value has to stay out of the log.
         """
         self.name, self.path, self.read, self.secrets = name, path, read, secrets
         self.value = value
@@ -1546,6 +1562,7 @@ class NamedFile(Generic[T]):
         self.mark: object = ()
         self.bad_mark: object = ()
         keep_secret(name, secrets(value))
+        self.now()  # it was sound a moment ago, and may not be at its first use
 
     def now(self) -> T:
         """Return what it holds by now."""
@@ -1576,7 +1593,7 @@ def choose_token(settings: Settings) -> NamedFile[str]:
     """Return the registry's token, from its file or from a variable."""
     name, path = settings.token_name, settings.registry_token_file
     value = "" if path else settings.values[name]
-    return NamedFile(name, path, read_token, lambda token: [token], value)
+    return NamedFile(name, path, read_token, value, lambda token: [token])
 
 
 def whom_to_trust(settings: Settings, name: str, url: str) -> NamedFile[Any] | None:
@@ -1584,22 +1601,12 @@ def whom_to_trust(settings: Settings, name: str, url: str) -> NamedFile[Any] | N
     if not is_https(url):
         return None
     if name == "SERVICE_CA_FILE" and not settings.service_tls_verify:
-        return NamedFile(name, "", read_authorities, no_secrets, trust_everybody())
+        trust_everybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trust_everybody.check_hostname, trust_everybody.verify_mode = False, ssl.CERT_NONE
+        return NamedFile(name, "", read_authorities, trust_everybody)
     named = next((name for name in (name, "SSL_CERT_FILE") if settings.values[name]), "")
     path = settings.values[named] if named else requests.utils.DEFAULT_CA_BUNDLE_PATH
-    return NamedFile(named or "the image's CA file", path, read_authorities, no_secrets, None)
-
-
-def trust_everybody() -> Any:
-    """Return a TLS context that verifies nothing."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
-
-
-def no_secrets(_value: object) -> Iterable[str]:
-    """Return nothing: there are none in it."""
-    return ()
+    return NamedFile(named or "the image's CA file", path, read_authorities, None)
 
 
 # ---------------------------------------------------------------------------------------- rules
@@ -1677,13 +1684,16 @@ def keep_secret(source: str, values: Iterable[str]) -> None:
 
 
 def forms(secret: str) -> set[str]:
-    """Return a secret as it stands in text, in JSON (also inside JSON), in Python, in a URL."""
+    """Return a secret as it stands in text, JSON (also inside JSON), Python, HTML and a URL."""
     found = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
     found |= {form.translate(GO) for form in found}
     found |= {json.dumps(form)[1:-1] for form in found}
     in_python = secret.replace("\\", "\\\\")
     found |= {in_python, in_python.replace("'", "\\'"), secret.replace("/", r"\/")}
     found.add(secret.encode().decode("latin-1"))  # in a header
+    in_html = secret.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    quoted_too = in_html.replace('"', "&quot;")
+    found |= {in_html, quoted_too.replace("'", "&#x27;"), quoted_too.replace("'", "&#39;")}
     for safe in ("", "/", "!$&'()*+,;=:@/"):
         quoted = quote(secret, safe=safe)
         found |= {quoted, re.sub("%..", lambda hexadecimal: hexadecimal[0].lower(), quoted)}
@@ -1787,7 +1797,7 @@ class Log(logging.Handler):
         self.dropped, self.told = 0, 0  # lines, and how many of them the rest tells of
 
     def set_up(self, level: str, as_json: bool) -> None:
-        """Take over all lines but those of libraries: urllib3's repeat what peers sent."""
+        """Take over all lines but those of libraries, which may repeat what peers sent."""
         warnings.simplefilter("ignore")
         self.as_json = as_json
         logging.raiseExceptions = False
@@ -1888,8 +1898,8 @@ class Answer(NamedTuple):
     @property
     def packed(self) -> str:
         """How the body is compressed, though nobody asked for that; "" where it is not."""
-        encoding = self.headers.get("Content-Encoding", "").strip().lower()
-        return "" if encoding == "identity" else encoding
+        encoding = self.headers.get("Content-Encoding", "").strip()
+        return encoding if re.search("gzip|deflate|compress|br|zstd", encoding.lower()) else ""
 
     @property
     def whole(self) -> bool:
@@ -1900,7 +1910,7 @@ class Answer(NamedTuple):
     def retry_after(self) -> float:
         """The seconds that it asks to be left alone."""
         date = self.headers.get("Date", "")
-        return parse_retry_after(self.headers.get("Retry-After", ""), date, time.time())
+        return parse_retry_after(self.headers.get("Retry-After", "").strip(), date, time.time())
 
     @property
     def proof(self) -> str:
@@ -1938,7 +1948,8 @@ class Answer(NamedTuple):
         keys = ("detail", "message", "error") if isinstance(found, dict) else ()
         words = next((str(found[key]) for key in keys if key in found), None)
         if words is None:
-            return self.body.decode("utf-8", "replace").strip() if self.whole else ""
+            readable = self.whole and b"\0" not in self.body  # else it is UTF-16, or no text
+            return self.body.decode("utf-8", "replace").strip() if readable else ""
         return words
 
     def say(self) -> str:
@@ -2022,10 +2033,17 @@ class FinalResponse(http.client.HTTPResponse):
         while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
             self.headers = self.msg = None  # type: ignore[assignment]
             super().begin()
+        # The library takes `chunked` for that only where nothing stands beside it, not even a blank
+        # (RFC 9112, section 6.1); and what has no body for one that is (section 6.3).
+        codings = ",".join(self.headers.get_all("Transfer-Encoding", [])).lower().split(",")
+        if codings[-1].strip() == "chunked" and not self.chunked:
+            self.chunked, self.chunk_left, self.length = True, None, None
+        if self.status in (204, 304):
+            self.chunked, self.length = False, 0
 
 
 class Connection(http.client.HTTPConnection):
-    """The library's connection, on a wire of ours."""
+    """http.client's connection, on a wire of ours."""
 
     response_class = FinalResponse
 
@@ -2038,19 +2056,14 @@ class Connection(http.client.HTTPConnection):
         """Open the wire."""
         self.sock = self.wire.open()
 
-    @property
-    def is_idle(self) -> bool:
-        """Tell whether it is open, and nothing has come since the last answer."""
-        return self.sock is not None and not self.sock.unread  # type: ignore[union-attr]
-
 
 class Peer(HTTPAdapter):
     """One HTTP server, and the one connection to it, which is kept where that is wanted.
 
     requests carries the exchange by its transport adapter alone: what a Session adds to that
     (redirects, cookies, proxies and netrc from the environment) must not happen here. The adapter
-    asks for a pool of connections, and of that for its `urlopen`: this object is both. (Written
-    for requests 2.34, which requirements.txt pins.)
+    asks for a pool of connections, and of that for its `urlopen`: this object is both, and what
+    comes back is http.client's response. (Written for requests 2.34, which requirements.txt pins.)
     """
 
     def __init__(
@@ -2059,7 +2072,7 @@ class Peer(HTTPAdapter):
         """Args: what paths follow; who waits; keep the connection; the TLS context, for https."""
         super().__init__()
         parts = urlsplit(url)
-        self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{url_rest(url)}"
+        self.url = without_credentials(url)
         self.keep = keep
         self.headers = {"User-Agent": "sidecar", "Accept-Encoding": "identity"}
         self.headers |= basic_credentials(url)
@@ -2086,21 +2099,23 @@ class Peer(HTTPAdapter):
         Sends it once more where a kept connection turns out to be closed. Whatever the peer has
         done by then: each request of the agent may arrive twice.
         """
-        if self.wire.age() > LONGEST_CONNECTION or not self.connection.is_idle:
+        sock: Any = self.connection.sock
+        if sock and (sock.unread or self.wire.age() > LONGEST_CONNECTION):
             self.connection.close()
-        kept = self.connection.sock is not None
-        try:
-            return self.send_once(method, url, body, headers)
-        except ConnectionError:
-            if not kept:
-                raise
-            self.connection.close()
-            return self.send_once(method, url, body, headers)
-
-    def send_once(self, method: str, url: str, body: Any, headers: Any) -> Any:
-        """Send a request on the connection there is, or a new one; return the response."""
-        self.connection.request(method, url, body, headers)
-        return self.connection.getresponse()
+        while True:
+            kept = self.connection.sock is not None
+            try:
+                try:
+                    self.connection.request(method, url, body, headers)
+                except ConnectionError:
+                    if self.connection.sock is None:
+                        raise
+                    # It may have answered, and closed, before it had heard all of the request.
+                return self.connection.getresponse()
+            except ConnectionError:
+                if not kept:
+                    raise
+                self.connection.close()
 
     def exchange(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout: float
@@ -2120,12 +2135,13 @@ class Peer(HTTPAdapter):
             # peer has announced that it closes it, http.client has done so.
             fit = self.keep and answer.ok and answer.whole
         except Exception as error:  # whatever a hostile answer makes the libraries raise
-            answer = answer._replace(failure=innermost(error))
+            wrapped = isinstance(error, requests.ConnectionError)  # as the adapter does an OSError
+            answer = answer._replace(failure=error.args[0] if wrapped else error)
         finally:
             if not fit:
                 self.connection.close()
         if not answer.status:
-            self.wire.failed = self.wire.place
+            self.wire.failed = self.wire.place or self.wire.failed
         return answer
 
 
@@ -2149,9 +2165,9 @@ def prepare(
     return requests.Request(method, url, dict(headers), data=body or None).prepare()
 
 
-def url_rest(url: str) -> str:
-    """Return what follows a URL's host and port."""
-    return re.sub("^[^:]*://[^/?]*", "", url)
+def without_credentials(url: str) -> str:
+    """Return a URL, or a path, without user and password."""
+    return re.sub("^([a-zA-Z]+://)[^/?]*@", r"\1", url)
 
 
 def basic_credentials(url: str) -> dict[str, str]:
@@ -2162,16 +2178,6 @@ def basic_credentials(url: str) -> dict[str, str]:
     user, _, password = credentials.partition(":")
     clear = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
     return {"Authorization": f"Basic {base64.b64encode(clear).decode()}"}
-
-
-def innermost(error: Exception) -> Exception:
-    """Return the cause of the libraries' exception, without their wrapping."""
-    while True:
-        inner = (error.__cause__, getattr(error, "reason", None), *error.args)
-        cause = next((cause for cause in inner if isinstance(cause, Exception)), None)
-        if cause is None:
-            return error
-        error = cause
 
 
 # -------------------------------------------------------------------------------------- waiting
@@ -2269,8 +2275,9 @@ class Wire:
     """The way to one host and port: look-up, connecting, and the bounds of what passes over it.
 
     Attributes: `duration` of the exchange under way, its `end` (seconds of the clock), the `budget`
-    in bytes still to be read; the `place` last connected to, when it was `opened`; the place that
-    brought no answer last, `failed`; `look_ups` without an answer, by family.
+    in bytes still to be read; the `place` tried last, None where its look-up failed; when the
+    connection was `opened`; the place that brought no answer last, `failed`; `look_ups` without an
+    answer, by family.
     """
 
     def __init__(
@@ -2292,7 +2299,6 @@ class Wire:
 
     def begin(self, duration: float) -> None:
         """Give the next exchange so many seconds, and MAX_READ bytes."""
-        self.place = None
         self.duration, self.budget = duration, MAX_READ
         self.end = self.signals.clock() + duration
 
@@ -2322,7 +2328,10 @@ class Wire:
         if self.trust is None:
             return sock
         try:
-            return PatientTLS(sock, self.trust.now(), self.host.rstrip("."))
+            context = self.trust.now()
+            if context is None:
+                raise OSError(None, f"{self.trust.name} has never been readable")
+            return PatientTLS(sock, context, self.host.rstrip("."))
         except BaseException as error:
             sock.close()
             # The types of a TLS record that comes first: alert, handshake (RFC 8446, section 5.1).
@@ -2335,6 +2344,7 @@ class Wire:
 
         One family is asked for at a time, because musl, asked for both, fails if either fails.
         """
+        self.place = None
         families = [socket.AF_INET, socket.AF_INET6]
         if re.fullmatch("[0-9.]+", self.host) or ":" in self.host:
             families = [socket.AF_INET6 if ":" in self.host else socket.AF_INET]
@@ -2361,7 +2371,9 @@ class Wire:
             now = self.signals.clock()
             self.place = address
             try:
-                share = (self.end - now) / (len(addresses) - number + shares)
+                left = self.end - now
+                # Of many addresses, some get nothing: less than a second may be less than the way.
+                share = max(left / (len(addresses) - number + shares), min(left / 5, 1.0))
                 return self.connect(address, now + share)
             except OSError as error:
                 failure, self.failed = error, address
