@@ -153,40 +153,30 @@ def is_prepared(pid: int) -> bool:
     return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in masks)
 
 
-def stop_after(
-    accepted: int, delay: float, number: int, registry: Registry, service: ToyService
-) -> str:
-    """Stop an agent a while after its start, or after so many of its requests were accepted.
-
-    Return what went wrong, if anything did.
-    """
-    name = f"service_{number}"
-    with Sidecar(registry, service, SERVICE_NAME=name, HEARTBEAT_INTERVAL=0.5) as sidecar:
-        if accepted:
-            sidecar.wait_for(ACCEPTED, accepted)
-        time.sleep(delay)
-        prepared = is_prepared(sidecar.pid)
-        code, seconds = sidecar.stop()
-        # Python itself lets the signal kill it, before it runs the first line of agent.py.
-        unborn = code == -signal.SIGTERM and not prepared and not sidecar.lines
-        orderly = code == 0 and seconds < 5.0 and not odd_lines(sidecar.lines)
-        heard = sidecar.count("Service registered successfully")
-        if (unborn or orderly) and not (heard and registry.record(name)):
-            return ""
-        return f"{number}, {delay:.3f} s: exit {code} in {seconds:.1f} s\n{sidecar.log}"
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_after_a_random_time(service: ToyService) -> None:
+def test_after_a_random_time(registry: Registry, service: ToyService) -> None:
     """Agents that are each stopped between their start and their third heartbeat."""
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
-    draw = random.Random(seed)
-    with Registry() as registry, ThreadPoolExecutor(8) as pool:
-        jobs = []
-        for number in range(AGENTS):
-            accepted = draw.choice([0, 0, 1, 2, 3])  # 0: it may still be starting
-            delay = draw.uniform(0.0, 0.5 if accepted else 1.5)
-            jobs.append(pool.submit(stop_after, accepted, delay, number, registry, service))
-        wrong = [job.result() for job in jobs]
+
+    def stop(number: int) -> str:
+        """Stop an agent; return what went wrong, if anything did."""
+        draw, name = random.Random(f"{seed} {number}"), f"service_{number}"
+        accepted = draw.choice([0, 0, 1, 2, 3])  # 0: it may still be starting
+        with Sidecar(registry, service, SERVICE_NAME=name, HEARTBEAT_INTERVAL=0.5) as sidecar:
+            if accepted:
+                sidecar.wait_for(ACCEPTED, accepted)
+            time.sleep(draw.uniform(0.0, 0.5 if accepted else 1.5))
+            prepared = is_prepared(sidecar.pid)
+            code, seconds = sidecar.stop()
+            # Python itself lets the signal kill it, before it runs the first line of agent.py.
+            unborn = code == -signal.SIGTERM and not prepared and not sidecar.lines
+            orderly = code == 0 and seconds < 5.0 and not odd_lines(sidecar.lines)
+            left = sidecar.count("Service registered successfully") and registry.record(name)
+            if (unborn or orderly) and not left:
+                return ""
+            return f"{number}: exit {code} in {seconds:.1f} s\n{sidecar.log}"
+
+    with ThreadPoolExecutor(8) as pool:
+        wrong = list(pool.map(stop, range(AGENTS)))
     assert not any(wrong), summary(wrong)

@@ -140,10 +140,6 @@ class Watch:
                 self.complain(f"the record is gone, {age:.2f} s after it was last refreshed")
             else:
                 self.excused += 1
-        expires = self.dead_since + self.times.death + self.times.ttl
-        if record is not None and now > expires + self.late.since(self.dead_since):
-            self.dead_since = math.inf
-            self.complain("the record of a dead service does not expire")
         if self._sane_since is not None:
             self._see_back(now, record, self._sane_since)
 

@@ -191,31 +191,22 @@ class Unit:
         with self.world.lock:
             self.running = False
 
-    def reap(self, timeout: float) -> int:
-        """Wait for the process to end; return its exit code. Raises TimeoutExpired."""
-        code = self.sidecar.wait(timeout)
-        assert self.sidecar.process.stdout is not None
-        self.sidecar.process.stdout.close()
-        return code
-
     def kill(self) -> None:
         self.leave()
         self.sidecar.process.kill()
-        self.reap(10)
+        self.sidecar.wait()
 
     def terminate(self) -> None:
         """Send SIGTERM: the agent has to stop as promised, and take its record away if it can."""
         self.leave()
         sane, slack, late = len(self.doing) < 2, self.times.slack, self.watch.late
-        self.sidecar.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         try:
-            code = self.reap(STOP_PROMISE + slack + 10)
+            code, took = self.sidecar.stop(timeout=STOP_PROMISE + slack + 10)
         except subprocess.TimeoutExpired:
             self.complain("SIGTERM does not end the agent")
             self.kill()
             return
-        took = time.monotonic() - began
         if code != 0 or took > STOP_PROMISE + slack + late.since(began):
             self.complain(f"SIGTERM: exit code {code} after {took:.1f} s")
         if sane and self.registry.record(self.name) and late.since(began) < LATE:

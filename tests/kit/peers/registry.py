@@ -18,7 +18,8 @@ from urllib.parse import unquote
 from kit.peers.faults import html_page
 from kit.peers.server import Answer, Peer, Request, arguments, reason, run
 
-DIALECTS = ("documented", "deployed")
+LINGER = {"documented": 0.0, "deployed": 30.0}  # seconds for which the list shows an expired name
+DIALECTS = tuple(LINGER)
 STORES = ("up", "failing", "open", "half_open", "hangs", "gone")
 ROUTES = {
     "/register": ("POST", "register"),
@@ -66,8 +67,7 @@ class Registry(Peer):
     Args beside those of Peer (durations in seconds; all are attributes too and may be changed
     any time): ttl; token, None asks for none; dialect, "documented" or "deployed" wording of
     errors; store, the state of the store behind it, one of STORES ("gone": no replica is left
-    behind nginx); linger, how long GET /services shows an expired name (None: 30 in the deployed
-    dialect, else 0); failing_delay and hang_delay, how long a failing and a hanging store takes to
+    behind nginx); failing_delay and hang_delay, how long a failing and a hanging store takes to
     give its 500 and 504; replica_of, another registry with which it shares the store; clock,
     monotonic seconds.
     """
@@ -81,7 +81,6 @@ class Registry(Peer):
         token: str | None = None,
         dialect: str = "documented",
         store: str = "up",
-        linger: float | None = None,
         failing_delay: float = 3.0,
         hang_delay: float = 5.0,
         replica_of: Registry | None = None,
@@ -89,7 +88,7 @@ class Registry(Peer):
         **options: Any,
     ) -> None:
         super().__init__(host, port, **options)
-        self.ttl, self.token, self.dialect, self.linger = ttl, token, dialect, linger
+        self.ttl, self.token, self.dialect = ttl, token, dialect
         self.failing_delay, self.hang_delay = failing_delay, hang_delay
         self.clock = clock
         self._records: dict[str, _Record] = {}  # the store
@@ -132,8 +131,7 @@ class Registry(Peer):
         with self.lock:
             if self.store != "up":
                 return sorted(self._memory)
-            linger = 30.0 if self.dialect == "deployed" else 0.0
-            since = self.clock() - (linger if self.linger is None else self.linger)
+            since = self.clock() - LINGER[self.dialect]
             return sorted(name for name, each in self._records.items() if each.expires > since)
 
     def forget(self, name: str | None = None) -> None:
