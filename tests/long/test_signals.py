@@ -1,4 +1,4 @@
-"""SIGTERM and the deadline at the points where CPython runs a signal handler; SIGTERM at any time.
+"""SIGTERM and the deadline at the points where CPython runs a signal handler.
 
 How one gets to such a point, and how many there are: tests/long/signals/. Some points of each
 window are played, others in each run; with EVERY_POINT=1 all, in half an hour.
@@ -12,9 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +26,6 @@ from kit.sidecar import AGENT, FOREVER, TESTS, Sidecar, odd_lines
 SIGNALS = TESTS / "long" / "signals"
 EVERY = "EVERY_POINT" in os.environ
 POINTS = 10**6 if EVERY else 80  # of a window
-AGENTS = 400 if EVERY else 60  # that are stopped at any time
 ACCEPTED = "Heartbeat accepted|Service registered successfully"
 LEAST_ACCEPTED = 4  # by an agent that went on
 LEAST_POINTS = 300
@@ -144,39 +141,3 @@ def test_in_the_gap_before_a_sleep(registry: Registry, tmp_path: Path) -> None:
     gap = build("gap", tmp_path)
     with Sidecar(registry, SERVICE_HEALTH_CHECK="none", LD_PRELOAD=gap) as sidecar:
         assert sidecar.wait(10) == 0
-
-
-def is_prepared(pid: int) -> bool:
-    """Tell whether a process catches SIGTERM, or holds it back."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    masks = re.findall(r"Sig(?:Cgt|Blk):\s+([0-9a-f]+)", status)
-    return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in masks)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_after_a_random_time(registry: Registry, service: ToyService) -> None:
-    """Agents that are each stopped between their start and their third heartbeat."""
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")
-
-    def stop(number: int) -> str:
-        """Stop an agent; return what went wrong, if anything did."""
-        draw, name = random.Random(f"{seed} {number}"), f"service_{number}"
-        accepted = draw.choice([0, 0, 1, 2, 3])  # 0: it may still be starting
-        with Sidecar(registry, service, SERVICE_NAME=name, HEARTBEAT_INTERVAL=0.5) as sidecar:
-            if accepted:
-                sidecar.wait_for(ACCEPTED, accepted)
-            time.sleep(draw.uniform(0.0, 0.5 if accepted else 1.5))
-            prepared = is_prepared(sidecar.pid)
-            code, seconds = sidecar.stop()
-            # Python itself lets the signal kill it, before it runs the first line of agent.py.
-            unborn = code == -signal.SIGTERM and not prepared and not sidecar.lines
-            orderly = code == 0 and seconds < 5.0 and not odd_lines(sidecar.lines)
-            left = sidecar.count("Service registered successfully") and registry.record(name)
-            if (unborn or orderly) and not left:
-                return ""
-            return f"{number}: exit {code} in {seconds:.1f} s\n{sidecar.log}"
-
-    with ThreadPoolExecutor(8) as pool:
-        wrong = list(pool.map(stop, range(AGENTS)))
-    assert not any(wrong), summary(wrong)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 import math
 import random
 import runpy
@@ -69,6 +68,7 @@ class Unit:
         interval = world.times.interval * (SLOWER if self.slow else 1)
         self.times = world.times._replace(interval=interval)
         self.wait, self.watch = world.wait, Watch(self.times, self.complain)
+        self.rng = random.Random(f"{world.seed} {number}")
         self.home = Path(world.directory.name) / self.name
         self.home.mkdir()
         tls, authority = certificate(self.home, HOST) if self.tls else (None, "")
@@ -101,7 +101,6 @@ class Unit:
         self.ahead = 0.0  # seconds for which its host was suspended
         self.running = self.frozen = False
         self.awake_at = 0.0  # since when it is running and not frozen
-        self.rng = random.Random(f"{world.seed} {number}")
         self.kinds = self.draw_kinds(lambda _: True)
         self.kinds_beside = self.draw_kinds(lambda name: name.startswith(("agent", "service")))
         self.drawn: collections.Counter[str] = collections.Counter()
@@ -158,13 +157,13 @@ class Unit:
 
     def renew_token(self) -> None:
         """Renew it in the file first: what meets the old one is repeated with the new one."""
-        token = self.world.new_secret()
+        token = f"{SECRET}-{self.rng.random()}"
         self.write("token", token)
         self.registry.token = token
 
     def change_token(self) -> None:
         """Refuse the old one before there is the new one."""
-        self.registry.token = self.world.new_secret()
+        self.registry.token = f"{SECRET}-{self.rng.random()}"
 
     def tell_token(self) -> None:
         self.write("token", str(self.registry.token))
@@ -404,7 +403,6 @@ class World:
         bomb(128)  # before anybody is in a hurry
         self.lock, self.end = threading.RLock(), threading.Event()
         self.directory = tempfile.TemporaryDirectory(prefix="soak-")
-        self._secrets = itertools.count(1)
         self.violations: list[Violation] = []
         self.met: collections.Counter[str] = collections.Counter()  # faults of the catalogue
         self.played: collections.Counter[str] = collections.Counter()  # kinds
@@ -434,10 +432,6 @@ class World:
         for unit in self.units:
             unit.clear_away()
         self.directory.cleanup()
-
-    def new_secret(self) -> str:
-        """Return a token that was never used."""
-        return f"{SECRET}-{next(self._secrets)}"
 
     def wait(self, seconds: float) -> None:
         """Wait. Raises EndedError where the soak is over."""

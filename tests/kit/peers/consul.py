@@ -5,7 +5,7 @@ import time
 from typing import Any
 from urllib.parse import parse_qs
 
-from kit.peers.server import Answer, Peer, Request, arguments, run
+from kit.peers.server import Answer, Peer, Request
 
 PREFIXES = {
     "/v1/agent/service/register": ("PUT", "register"),
@@ -14,7 +14,6 @@ PREFIXES = {
     "/v1/agent/service/deregister/": ("PUT", "deregister"),
     "/v1/agent/service/": ("GET", "get"),
     "/v1/agent/checks": ("GET", "checks"),
-    "/v1/health/service/": ("GET", "health"),
 }
 # What is said of a record that is not there: by today's agent, by one of before 2022, and by that
 # one with ACLs.
@@ -73,9 +72,6 @@ class Consul(Peer):
                 return Answer(403, "Permission denied")
             if request.operation == "register":
                 return self._register(request.json(), "replace-existing-checks=true" in query)
-            if request.operation == "health":
-                found = [each for each in self.records.values() if each["Name"] == place]
-                return Answer(200, [{"Service": each} for each in found if self._passes(each)])
             if request.operation == "checks":
                 return self._checks(query)
             if request.operation == "other" or place not in self.records:
@@ -106,10 +102,6 @@ class Consul(Peer):
         ttl = float(self.records[place]["Check"]["TTL"].removesuffix("s"))
         self.passing[place] = time.monotonic() + ttl if passes else 0.0
 
-    def _passes(self, record: dict[str, Any]) -> bool:
-        others = self.others.get(record["ID"], {}).values()
-        return {self.status(record["ID"]), *others} == {"passing"}
-
     def _checks(self, query: str) -> Answer:
         asked = re.fullmatch(FILTER, parse_qs(query).get("filter", [""])[0])
         if asked is None:
@@ -132,8 +124,3 @@ class Consul(Peer):
             with_acls = "ACL" in self.wording
             return Answer(500, f'Unknown service {{"{place}" {{}}}}') if with_acls else Answer(200)
         return Answer(404, f"unknown service ID: {place}" if operation == "get" else "")
-
-
-if __name__ == "__main__":
-    consul = Consul(**vars(arguments("The embedded Consul.", 8500).parse_args()))
-    raise SystemExit(run(consul, "consul"))
