@@ -71,7 +71,7 @@ class Consul(Peer):
             if self.token is not None and request.headers.get("X-Consul-Token") != self.token:
                 return Answer(403, "Permission denied")
             if request.operation == "register":
-                return self._register(request.json(), "replace-existing-checks=true" in query)
+                return self._register(request.json())
             if request.operation == "checks":
                 return self._checks(query)
             if request.operation == "other" or place not in self.records:
@@ -86,7 +86,7 @@ class Consul(Peer):
                 self._pass(place, request.operation == "heartbeat")
             return Answer(200)
 
-    def _register(self, record: dict[str, Any], replace: bool) -> Answer:
+    def _register(self, record: dict[str, Any]) -> Answer:
         meta = record["Meta"].values()
         if not all(isinstance(value, str) and len(value.encode()) <= 512 for value in meta):
             return Answer(400, "Invalid Service Meta")
@@ -94,8 +94,6 @@ class Consul(Peer):
         passes = place not in self.records or self.status(place) == "passing"
         self.records[place] = record
         self._pass(place, passes)  # what was critical stays so, whatever the record says
-        if replace:
-            self.others.pop(place, None)
         return Answer(200)
 
     def _pass(self, place: str, passes: bool) -> None:

@@ -95,7 +95,6 @@ class Registry(Peer):
         if replica_of is not None:
             self.lock, self._records = replica_of.lock, replica_of._records
         self._memory: dict[str, _Record] = {}  # what one replica holds while the store is down
-        self._own: set[str] = set()  # the names that were registered through this replica
         self._operations: collections.Counter[tuple[str, str]] = collections.Counter()
         self._trials = 0  # heartbeats while half open
         self.store = store
@@ -195,7 +194,6 @@ class Registry(Peer):
             name, endpoint, health_endpoint, metadata, now, now, self.clock() + self.ttl
         )
         (self._records if self.store == "up" else self._memory)[name] = record
-        self._own.add(name)
         message = "Service registered successfully"
         if self.store == "half_open":
             message = "Service registered (circuit breaker open, local cache)"
@@ -240,11 +238,7 @@ class Registry(Peer):
         )
 
     def _health(self, _request: Request) -> Answer:
-        status = "healthy" if self.store == "up" else "degraded"
-        state = self.store.upper() if self.store in ("open", "half_open") else "CLOSED"
-        redis = {"status": status, "circuit_breaker": {"state": state}}
-        health = {"status": status, "components": {"redis": redis}}
-        return Answer(200, health | {"active_services": self._active_services()})
+        return Answer(200, {"status": "healthy" if self.store == "up" else "degraded"})
 
     def _metrics(self, _request: Request) -> Answer:
         samples = [
@@ -252,9 +246,9 @@ class Registry(Peer):
             for (operation, status), number in sorted(self._operations.items())
         ]
         lines = [
-            "# HELP registry_active_services Services that were registered through this replica",
+            "# HELP registry_active_services Services that this replica lists",
             "# TYPE registry_active_services gauge",
-            f"registry_active_services {self._active_services()}",
+            f"registry_active_services {len(self.listed())}",
             "# HELP registry_circuit_breaker_open Whether this replica answers from its own memory",
             "# TYPE registry_circuit_breaker_open gauge",
             f"registry_circuit_breaker_open {int(self.store == 'open')}",
@@ -264,11 +258,6 @@ class Registry(Peer):
         ]
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Answer(200, "\n".join(lines) + "\n", {"Content-Type": kind})
-
-    def _active_services(self) -> int:
-        """Return how many services were registered through this replica and are still known."""
-        self._own = {name for name in self._own if name in self._memory or self._live(name)}
-        return len(self._own)
 
     # Refusals: each returns None where there is nothing to refuse.
 
