@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from kit.peers.server import Peer
-from kit.peers.service import ToyService as ToyService  # for whoever has the other names here
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"  # where `python -m` finds this package and the programs beside it

@@ -1,4 +1,4 @@
-"""Runs the real agent.py in surroundings that a test sets: name service, threads, clocks.
+"""Runs the real agent.py in surroundings that a test sets: name service, networks, clocks, signals.
 
     python -I stage.py FILE [PROGRAM ARGUMENT...]
 
@@ -9,11 +9,10 @@ Nothing that travels is replaced: a name leads to real sockets on loopback. The 
 of it optional:
 
 agent     the program: what the sidecar would have run without a stage
-names     {name: [address, ...]}, or the name of an exception for the look-up to end with; a
-          question for one family finds the addresses of that family, see Stage.questions
+names     {name: [address, ...]}: a question for one family finds the addresses of that family, see
+          Stage.questions
 held      names whose look-up answers only when they are here no longer, and then what was true
           when it began
-threads   False: there is no thread to be had
 networks  what an exception says that ends the look at the list of networks, as none ever did
 jumping   True, from the start: time.sleep takes no time, but the clocks say that it did
 ahead     from the start, and more of it later: the seconds for which the host was suspended; only
@@ -25,8 +24,6 @@ again     True: whenever the agent changes how it takes signals, one more SIGTER
 
 from __future__ import annotations
 
-import _thread
-import builtins
 import json
 import os
 import random
@@ -34,7 +31,6 @@ import runpy
 import signal
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,8 +70,7 @@ class Stage:
 # The agent's side.
 
 path = Path(sys.argv[1]) if __name__ == "__main__" else Path()
-resolve, start_new = socket.getaddrinfo, _thread.start_new_thread
-name_networks = socket.if_nameindex
+resolve, name_networks = socket.getaddrinfo, socket.if_nameindex
 monotonic, clock_gettime, sleep = time.monotonic, time.clock_gettime, time.sleep
 take_signal = signal.signal
 skipped = 0.0  # seconds
@@ -105,24 +100,14 @@ def look_up(
     end = monotonic() + LONGEST_HOLD
     while name in scenery().get("held", []) and monotonic() < end:
         sleep(0.01)
-    found = names[name]
-    if isinstance(found, str):
-        raise getattr(builtins, found)(f"played for {name}")
     answer = []
-    for address in found:
+    for address in names[name]:
         kind = socket.AF_INET6 if ":" in address else socket.AF_INET
         if family in (socket.AF_UNSPEC, kind):
             answer += resolve(address, port, kind, type, proto, flags)
     if not answer:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     return answer
-
-
-def start_thread(*arguments: Any) -> int:
-    """Do what _thread.start_new_thread does, and so threading, where there is a thread."""
-    if not scenery().get("threads", True):
-        raise RuntimeError("can't start new thread")
-    return start_new(*arguments)
 
 
 def list_networks() -> list[tuple[int, str]]:
@@ -165,8 +150,6 @@ def main() -> None:
     """Set the stage, and run the agent on it as `python agent.py` would."""
     socket.getaddrinfo = look_up
     socket.if_nameindex = list_networks
-    _thread.start_new_thread = start_thread
-    threading._start_new_thread = start_thread  # type: ignore[attr-defined]
     if "jumping" in scenery() or "ahead" in scenery():
         time.monotonic, time.clock_gettime = moved_monotonic, moved_clock
     if "jumping" in scenery():

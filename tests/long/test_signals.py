@@ -1,4 +1,4 @@
-"""SIGTERM and the deadline at the points where CPython runs a signal handler; SIGTERM at any time.
+"""SIGTERM and the deadline at the points where CPython runs a signal handler.
 
 How one gets to such a point, and how many there are: tests/long/signals/. Some points of each
 window are played, others in each run; with EVERY_POINT=1 all, in half an hour.
@@ -12,9 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +26,6 @@ from kit.sidecar import AGENT, FOREVER, TESTS, Sidecar, odd_lines
 SIGNALS = TESTS / "long" / "signals"
 EVERY = "EVERY_POINT" in os.environ
 POINTS = 10**6 if EVERY else 80  # of a window
-AGENTS = 400 if EVERY else 60  # that are stopped at any time
 ACCEPTED = "Heartbeat accepted|Service registered successfully"
 LEAST_ACCEPTED = 4  # by an agent that went on
 LEAST_POINTS = 300
@@ -144,49 +141,3 @@ def test_in_the_gap_before_a_sleep(registry: Registry, tmp_path: Path) -> None:
     gap = build("gap", tmp_path)
     with Sidecar(registry, SERVICE_HEALTH_CHECK="none", LD_PRELOAD=gap) as sidecar:
         assert sidecar.wait(10) == 0
-
-
-def is_prepared(pid: int) -> bool:
-    """Tell whether a process catches SIGTERM, or holds it back."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    masks = re.findall(r"Sig(?:Cgt|Blk):\s+([0-9a-f]+)", status)
-    return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in masks)
-
-
-def stop_after(
-    accepted: int, delay: float, number: int, registry: Registry, service: ToyService
-) -> str:
-    """Stop an agent a while after its start, or after so many of its requests were accepted.
-
-    Return what went wrong, if anything did.
-    """
-    name = f"service_{number}"
-    with Sidecar(registry, service, SERVICE_NAME=name, HEARTBEAT_INTERVAL=0.5) as sidecar:
-        if accepted:
-            sidecar.wait_for(ACCEPTED, accepted)
-        time.sleep(delay)
-        prepared = is_prepared(sidecar.pid)
-        code, seconds = sidecar.stop()
-        # Python itself lets the signal kill it, before it runs the first line of agent.py.
-        unborn = code == -signal.SIGTERM and not prepared and not sidecar.lines
-        orderly = code == 0 and seconds < 5.0 and not odd_lines(sidecar.lines)
-        heard = sidecar.count("Service registered successfully")
-        if (unborn or orderly) and not (heard and registry.record(name)):
-            return ""
-        return f"{number}, {delay:.3f} s: exit {code} in {seconds:.1f} s\n{sidecar.log}"
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_after_a_random_time(service: ToyService) -> None:
-    """Agents that are each stopped between their start and their third heartbeat."""
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")
-    draw = random.Random(seed)
-    with Registry() as registry, ThreadPoolExecutor(8) as pool:
-        jobs = []
-        for number in range(AGENTS):
-            accepted = draw.choice([0, 0, 1, 2, 3])  # 0: it may still be starting
-            delay = draw.uniform(0.0, 0.5 if accepted else 1.5)
-            jobs.append(pool.submit(stop_after, accepted, delay, number, registry, service))
-        wrong = [job.result() for job in jobs]
-    assert not any(wrong), summary(wrong)

@@ -48,7 +48,7 @@ def test_back_within_an_interval_and_two_deadlines_or_told_once() -> None:
     assert [told[:28] for told in story.told] == ["not registered with version "]
 
 
-def test_a_dead_service_gets_no_request_and_its_record_expires() -> None:
+def test_a_dead_service_gets_no_request() -> None:
     story = Story()
     story.watch.disturb("service stopped")
     story.watch.dead_since = 10.0
@@ -56,15 +56,12 @@ def test_a_dead_service_gets_no_request_and_its_record_expires() -> None:
     assert TIMES.death == pytest.approx(5.1)
     for at, operation in ((15.0, "heartbeat"), (15.0, "register"), (15.2, "deregister")):
         story.watch.asked(at, operation)
-    story.refresh(19.0)
     assert not story.told
     story.watch.asked(15.2, "heartbeat")
     story.watch.asked(15.2, "register")
-    story.refresh(19.2)
     assert story.told == [
         "a heartbeat 5.2 s after the service died (5.1 s promised)",
         "a register 5.2 s after the service died (5.1 s promised)",
-        "the record of a dead service does not expire",
     ]
 
 

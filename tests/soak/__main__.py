@@ -98,7 +98,7 @@ def summary(world: World) -> Iterator[str]:
     if unplayed := [name for name in KINDS if name not in world.played]:
         yield f"not played: {', '.join(unplayed)}"
     probes = sum(unit.service.count() for unit in units)
-    requests = sum(unit.front.count() for unit in units)
+    requests = sum(unit.registry.count() for unit in units)
     yield f"requests: {requests} to the registry, {probes} probes"
     yield f"log: {sum(len(unit.sidecar.lines) for unit in units)} lines of {len(units)} agents"
     yield f"the record was looked at {world.looks * len(units)} times"

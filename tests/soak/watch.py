@@ -18,11 +18,6 @@ from typing import Any, NamedTuple
 HEALTH_TIMEOUT, REGISTRY_TIMEOUT, RETRIES = 0.6, 0.8, 3
 LATE = 0.3  # seconds of lateness within a TTL, beyond which a lost record is the machine's fault
 ANNOUNCEMENT = re.compile(r"(?:Registration|Heartbeat) failed .*; next in ([\d.]+) s$")
-NO_REQUEST = re.compile(  # lines for which the registry need not have been asked
-    r"connection refused|certificate refused|no answer within|Registry is back|Service has changed"
-    r"|No heartbeat accepted for two intervals|Service is (?:DOWN|READY)|Health probe"
-    r"|Waiting for the service"
-)
 FLOOD = 50  # lines of log in five intervals
 MANY_DESCRIPTORS = 12
 MOST_MEMORY = 60_000  # kB
@@ -145,10 +140,6 @@ class Watch:
                 self.complain(f"the record is gone, {age:.2f} s after it was last refreshed")
             else:
                 self.excused += 1
-        expires = self.dead_since + self.times.death + self.times.ttl
-        if record is not None and now > expires + self.late.since(self.dead_since):
-            self.dead_since = math.inf
-            self.complain("the record of a dead service does not expire")
         if self._sane_since is not None:
             self._see_back(now, record, self._sane_since)
 
@@ -223,9 +214,3 @@ def log_floods(times: Sequence[float], interval: float) -> list[str]:
     ends = (bisect.bisect_right(times, at + 5 * interval) - i for i, at in enumerate(times))
     most = max(ends, default=0)
     return [f"{most} lines of log within {5 * interval:g} s"] if most > FLOOD else []
-
-
-def log_repeats(lines: Sequence[str], events: int) -> list[str]:
-    """Say so where more lines tell of the registry than there were events to tell of."""
-    told = sum(not NO_REQUEST.search(line) for line in lines)
-    return [f"{told} lines of log about the registry for {events} events"] if told > events else []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
+import math
 import random
 import runpy
 import signal
@@ -23,15 +23,14 @@ from typing import NamedTuple, Self
 import psutil
 
 from kit.certificates import certificate
-from kit.peers.balancer import Balancer
+from kit.peers.faults import bomb
 from kit.peers.registry import DIALECTS, Registry
-from kit.peers.server import Answer, Request
 from kit.peers.service import ToyService
 from kit.sidecar import STOP_PROMISE, Sidecar, odd_lines
 from kit.stage import Stage
 from soak import watch
-from soak.catalogue import ALL, looks
-from soak.plays import KINDS, Episode, deck
+from soak.catalogue import ALL
+from soak.plays import HOST, KINDS, Episode, deck
 from soak.watch import LATE, Sample, Times, Watch
 
 LOOK_EVERY = 0.02  # seconds
@@ -39,15 +38,11 @@ CHECK_EVERY = 10  # looks, for health and lateness
 MEASURE_EVERY = 100  # looks, for memory and descriptors
 WAKING = 6.0  # seconds from a start or a thaw in which the heartbeat file may be old
 SECRET = "soak-secret"
-LONG = 900  # characters of a bearer token
 TAIL = 25  # lines of a log in a report
 PROGRESS_EVERY = 30.0  # seconds
-FAULTS = sorted(ALL)
-SHIFT = len(FAULTS) * 5 // 8  # far from that of any other agent
-HOSTS = ("service", "registry")
 SLOWER = 3  # times: an interval that is longer than the slices of a second in which an agent waits
 MIXED = 0.4  # how often a fault has another one beside it that may come meanwhile
-IDLE = 0.2  # seconds after a request in which its answer may still be on its way
+DRAIN = 0.5  # seconds
 
 
 class EndedError(Exception):
@@ -64,21 +59,6 @@ class Violation(NamedTuple):
     tail: list[str]
 
 
-class GuardedService(ToyService):
-    """A service that tells its health to those alone who show this bearer token."""
-
-    bearer = ""
-
-    def answer(self, request: Request) -> Answer:
-        if request.headers["Authorization"] != f"Bearer {self.bearer}":
-            return Answer(401, {"detail": "Unauthorized"})
-        return super().answer(request)
-
-
-# By peer: the files of a certificate and of its key, and its authority's certificate.
-Certificates = dict[str, tuple[tuple[str, str], str]]
-
-
 class Unit:
     """One agent with its service, its own way to the registry, and what is known of them."""
 
@@ -88,53 +68,44 @@ class Unit:
         interval = world.times.interval * (SLOWER if self.slow else 1)
         self.times = world.times._replace(interval=interval)
         self.wait, self.watch = world.wait, Watch(self.times, self.complain)
+        self.rng = random.Random(f"{world.seed} {number}")
         self.home = Path(world.directory.name) / self.name
         self.home.mkdir()
-        shown = self.make_certificates() if self.tls else {}
-        tls = {peer: files for peer, (files, _) in shown.items()}
-        self.trust(shown)
-        self.service = GuardedService(version=self.watch.version, tls=tls.get("service"))
+        tls, authority = certificate(self.home, HOST) if self.tls else (None, "")
+        ca_file = self.trust(authority) if authority else ""
+        self.service = ToyService(version=self.watch.version, tls=tls)
         self.registry = Registry(
-            ttl=self.times.ttl, failing_delay=interval / 8, hang_delay=interval
+            ttl=self.times.ttl, failing_delay=interval / 8, hang_delay=interval, tls=tls
         )
-        self.front = Balancer([self.registry], tls=tls.get("registry"))
-        self.new_bearer()
         self.renew_token()
         scheme = "https" if self.tls else "http"
         self.sidecar = Sidecar(
             SERVICE_NAME=self.name,
-            SERVICE_HOST="service",
+            SERVICE_HOST=HOST,
             SERVICE_PORT=self.service.port,
             SERVICE_SCHEME=scheme,
-            REGISTRY_URL=f"{scheme}://registry:{self.front.port}",
+            SERVICE_CA_FILE=ca_file,
+            REGISTRY_URL=f"{scheme}://{HOST}:{self.registry.port}",
+            REGISTRY_CA_FILE=ca_file,
             HEARTBEAT_INTERVAL=interval,
             SERVICE_HEALTH_TIMEOUT=watch.HEALTH_TIMEOUT,
             SERVICE_HEALTH_RETRIES=watch.RETRIES,
-            SERVICE_HEALTH_HEADERS_FILE=self.home / "headers",
             REGISTRY_TIMEOUT=watch.REGISTRY_TIMEOUT,
             REGISTRY_TOKEN_FILE=self.home / "token",
             INITIAL_WAIT_TIMEOUT=86400,  # so that a dead service is never registered
         )
-        if self.tls:
-            for peer in ("SERVICE", "REGISTRY"):
-                self.sidecar.settings[f"{peer}_CA_FILE"] = self.home / "ca.pem"
         self.sidecar.script = [str(world.agent)]
         # With the schedule's seed for what it draws, a run repeats itself as far as clocks let it.
-        names = {host: ["127.0.0.1"] for host in HOSTS}
+        names = {HOST: ["127.0.0.1"]}
         self.stage = Stage(self.sidecar, names=names, seed=f"{world.seed} {number}", ahead=0.0)
         self.ahead = 0.0  # seconds for which its host was suspended
         self.running = self.frozen = False
         self.awake_at = 0.0  # since when it is running and not frozen
-        self.register_first = False  # whether the next request must be a registration
-        # What it plays. All draw the faults in one order, each from another one on.
-        self.rng = random.Random(f"{world.seed} {number}")
         self.kinds = self.draw_kinds(lambda _: True)
         self.kinds_beside = self.draw_kinds(lambda name: name.startswith(("agent", "service")))
         self.drawn: collections.Counter[str] = collections.Counter()
-        order, shift = random.Random(world.seed).sample(FAULTS, len(FAULTS)), number * SHIFT
-        self.ranks = {fault: (rank + shift) % len(order) for rank, fault in enumerate(order)}
+        self.ranks = {fault: self.rng.random() for fault in sorted(ALL)}
         self.doing: list[Episode] = []
-        self.events = 0  # requests to the registry, and what else is worth a line
         self.judged = 0  # requests
         self.read = 0  # lines of the log
         self.lives: list[list[Sample]] = []
@@ -154,106 +125,87 @@ class Unit:
         self.sidecar.start()
         self.lives.append([])
         self.run_delay = 0.0
-        self.events += 4  # the lines of every start and stop
         self.awake_at = time.monotonic()
         self.watch.announced.clear()
         self.running = True
-
-    def is_idle(self) -> bool:
-        """Tell whether a freeze begins after an answer: else nobody knows what is first after it.
-
-        Nor where there is another fault, too.
-        """
-        return time.monotonic() - self.front.requests[-1].at > IDLE and len(self.doing) == 1
 
     def freeze(self) -> None:
         self.frozen = True
         self.sidecar.process.send_signal(signal.SIGSTOP)
 
-    def thaw(self, register_first: bool) -> None:
-        self.woken(register_first)
+    def thaw(self) -> None:
+        self.woken()
         self.sidecar.process.send_signal(signal.SIGCONT)
         self.frozen = False
 
-    def suspend(self, seconds: float, register_first: bool) -> None:
-        """Let its host have been suspended for so long, while the registry's clock went on."""
-        self.ahead += seconds
-        self.woken(register_first)
+    def suspend(self) -> None:
+        """Let its host have been suspended for a while, in which the registry's clock went on."""
+        self.ahead += self.rng.choice((1.1, 3.0)) * self.times.ttl
+        self.woken()
         self.stage.set(ahead=self.ahead)
         self.registry.expire()
 
-    def woken(self, register_first: bool) -> None:
-        """Note that it goes on after a while."""
+    def woken(self) -> None:
         with self.world.lock:
             self.awake_at = time.monotonic()
-            self.register_first = register_first
 
-    def write(self, name: str, text: str) -> None:
-        """Replace one of its files in one step, as a mounted secret is renewed."""
+    def write(self, name: str, text: str) -> Path:
+        """Replace one of its files in one step, as a mounted secret is renewed; return it."""
         draft = self.home / "new"
         draft.write_text(text)
-        draft.replace(self.home / name)
-
-    def new_bearer(self) -> None:
-        """Let the service ask for another bearer token, which the agent finds in its file."""
-        bearer = f"{self.world.new_secret()}-{'x' * LONG}"
-        self.write("headers", f"Authorization: Bearer {bearer}\n")
-        self.service.bearer = bearer
+        return draft.replace(self.home / name)
 
     def renew_token(self) -> None:
         """Renew it in the file first: what meets the old one is repeated with the new one."""
-        token = self.world.new_secret()
+        token = f"{SECRET}-{self.rng.random()}"
         self.write("token", token)
         self.registry.token = token
+
+    def change_token(self) -> None:
+        """Refuse the old one before there is the new one."""
+        self.registry.token = f"{SECRET}-{self.rng.random()}"
+
+    def tell_token(self) -> None:
+        self.write("token", str(self.registry.token))
+
+    def drain(self) -> None:
+        """Let all be answered that was asked during a pause, though nobody waits for it."""
+        self.wait(DRAIN)
 
     def new_version(self) -> None:
         """Give the service a new version, which the record must show."""
         self.service.version = self.watch.version = str(int(self.watch.version) + 1)
 
-    def make_certificates(self) -> Certificates:
-        """Return a new certificate for each of the two peers, of a new authority."""
-        made = {host: certificate(self.home, host) for host in HOSTS}
-        return {host: (files, Path(ca).read_text()) for host, (files, ca) in made.items()}
+    def show(self, tls: tuple[str, str]) -> None:
+        """Let the peers show this certificate to whoever connects."""
+        self.service.certify(tls)
+        self.registry.certify(tls)
 
-    def show(self, certificates: Certificates) -> None:
-        """Let the peers show these to whoever connects."""
-        self.service.certify(certificates["service"][0])
-        self.front.certify(certificates["registry"][0])
-
-    def trust(self, certificates: Certificates) -> None:
-        """Let the agent trust their authorities."""
-        self.write("ca.pem", "".join(authority for _, authority in certificates.values()))
+    def trust(self, authority: str) -> Path:
+        """Let the agent trust this authority; return the file that says so."""
+        return self.write("ca.pem", Path(authority).read_text())
 
     def leave(self) -> None:
         """Note that the process is about to end, and may."""
         with self.world.lock:
             self.running = False
 
-    def reap(self, timeout: float) -> int:
-        """Wait for the process to end; return its exit code. Raises TimeoutExpired."""
-        code = self.sidecar.wait(timeout)
-        assert self.sidecar.process.stdout is not None
-        self.sidecar.process.stdout.close()
-        return code
-
     def kill(self) -> None:
         self.leave()
         self.sidecar.process.kill()
-        self.reap(10)
+        self.sidecar.wait()
 
     def terminate(self) -> None:
         """Send SIGTERM: the agent has to stop as promised, and take its record away if it can."""
         self.leave()
         sane, slack, late = len(self.doing) < 2, self.times.slack, self.watch.late
-        self.sidecar.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         try:
-            code = self.reap(STOP_PROMISE + slack + 10)
+            code, took = self.sidecar.stop(timeout=STOP_PROMISE + slack + 10)
         except subprocess.TimeoutExpired:
             self.complain("SIGTERM does not end the agent")
             self.kill()
             return
-        took = time.monotonic() - began
         if code != 0 or took > STOP_PROMISE + slack + late.since(began):
             self.complain(f"SIGTERM: exit code {code} after {took:.1f} s")
         if sane and self.registry.record(self.name) and late.since(began) < LATE:
@@ -266,7 +218,7 @@ class Unit:
             self.sidecar.process.kill()
             self.sidecar.close()
         self.service.stop()
-        self.front.stop()
+        self.registry.stop()
 
     # ---- who plays
 
@@ -323,12 +275,15 @@ class Unit:
         """Meet one fault meanwhile."""
         with self.world.lock:
             self.world.played[episode.name] += 1
-            self.events += 1  # its end
             self.doing.append(episode)
             self.watch.disturb(episode.name, episode.kind.keeps)
+            if episode.kind.dead:
+                self.watch.dead_since = time.monotonic()
         with episode.kind.play(episode, self):
             yield
         with self.world.lock:
+            if episode.kind.dead:
+                self.watch.dead_since = math.inf
             self.watch.restore(episode.name, time.monotonic(), episode.kind.back)
             self.doing.remove(episode)
 
@@ -358,21 +313,14 @@ class Unit:
             self.world.end.set()  # who plays counts on it
 
     def judge_requests(self) -> None:
-        with self.front.lock:
-            new = self.front.count() - self.judged
-            requests = self.front.requests[-new:] if new else []
+        with self.registry.lock:
+            new = self.registry.count() - self.judged
+            requests = self.registry.requests[-new:] if new else []
         self.judged += new
-        self.events += new
         for request in requests:
             self.watch.asked(request.at, request.operation)
             if request.operation not in ("register", "heartbeat", "list", "deregister"):
                 self.complain(f"a request that no sidecar makes: {request.method} {request.path}")
-            if self.register_first and request.at > self.awake_at:
-                self.register_first = False
-                # Without a probe before it, it was about to be sent when the agent froze.
-                probed = self.service.requests[-1].at > self.awake_at
-                if probed and request.operation == "heartbeat":
-                    self.complain("a heartbeat, not a registration, after longer than the TTL")
 
     def check_health(self) -> None:
         """Judge the heartbeat file as healthcheck.py does."""
@@ -413,9 +361,6 @@ class Unit:
                 self.complain(f"an odd line in the log: {line!r}")
             if SECRET in line:
                 self.complain("a token is in the log")
-            in_time = self.watch.late.since(at - self.times.ttl) < LATE
-            if any(each.kind.quiet for each in self.doing) and " WARNING " in line and in_time:
-                self.complain(f"a dropped connection costs a warning: {line}")
 
     def finish(self) -> None:
         """Stop it by SIGTERM, and look at its whole life."""
@@ -431,7 +376,6 @@ class Unit:
             self.read_log()
         wrong = [what for life in self.lives for what in watch.resources(life)]
         wrong += watch.log_floods(self.sidecar.times, self.times.interval)
-        wrong += watch.log_repeats(self.sidecar.lines, self.events)
         for what in wrong:
             self.complain(what)
 
@@ -456,10 +400,9 @@ class World:
         self.times, self.seed, self.agent, self.only = times, seed, agent, only
         self.stop_at_first = stop_at_first
         self.healthcheck = runpy.run_path(str(agent.with_name("healthcheck.py")))
-        looks()  # before anybody is in a hurry
+        bomb(128)  # before anybody is in a hurry
         self.lock, self.end = threading.RLock(), threading.Event()
         self.directory = tempfile.TemporaryDirectory(prefix="soak-")
-        self._secrets = itertools.count(1)
         self.violations: list[Violation] = []
         self.met: collections.Counter[str] = collections.Counter()  # faults of the catalogue
         self.played: collections.Counter[str] = collections.Counter()  # kinds
@@ -471,7 +414,7 @@ class World:
     def __enter__(self) -> Self:
         try:
             for unit in self.units:
-                unit.front.start()
+                unit.registry.start()
                 unit.service.start()
                 unit.watch.disturb("start")
                 unit.start()
@@ -489,10 +432,6 @@ class World:
         for unit in self.units:
             unit.clear_away()
         self.directory.cleanup()
-
-    def new_secret(self) -> str:
-        """Return a token that was never used."""
-        return f"{SECRET}-{next(self._secrets)}"
 
     def wait(self, seconds: float) -> None:
         """Wait. Raises EndedError where the soak is over."""

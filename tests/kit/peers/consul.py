@@ -5,7 +5,7 @@ import time
 from typing import Any
 from urllib.parse import parse_qs
 
-from kit.peers.server import Answer, Peer, Request, arguments, run
+from kit.peers.server import Answer, Peer, Request
 
 PREFIXES = {
     "/v1/agent/service/register": ("PUT", "register"),
@@ -14,7 +14,6 @@ PREFIXES = {
     "/v1/agent/service/deregister/": ("PUT", "deregister"),
     "/v1/agent/service/": ("GET", "get"),
     "/v1/agent/checks": ("GET", "checks"),
-    "/v1/health/service/": ("GET", "health"),
 }
 # What is said of a record that is not there: by today's agent, by one of before 2022, and by that
 # one with ACLs.
@@ -72,10 +71,7 @@ class Consul(Peer):
             if self.token is not None and request.headers.get("X-Consul-Token") != self.token:
                 return Answer(403, "Permission denied")
             if request.operation == "register":
-                return self._register(request.json(), "replace-existing-checks=true" in query)
-            if request.operation == "health":
-                found = [each for each in self.records.values() if each["Name"] == place]
-                return Answer(200, [{"Service": each} for each in found if self._passes(each)])
+                return self._register(request.json())
             if request.operation == "checks":
                 return self._checks(query)
             if request.operation == "other" or place not in self.records:
@@ -90,7 +86,7 @@ class Consul(Peer):
                 self._pass(place, request.operation == "heartbeat")
             return Answer(200)
 
-    def _register(self, record: dict[str, Any], replace: bool) -> Answer:
+    def _register(self, record: dict[str, Any]) -> Answer:
         meta = record["Meta"].values()
         if not all(isinstance(value, str) and len(value.encode()) <= 512 for value in meta):
             return Answer(400, "Invalid Service Meta")
@@ -98,17 +94,11 @@ class Consul(Peer):
         passes = place not in self.records or self.status(place) == "passing"
         self.records[place] = record
         self._pass(place, passes)  # what was critical stays so, whatever the record says
-        if replace:
-            self.others.pop(place, None)
         return Answer(200)
 
     def _pass(self, place: str, passes: bool) -> None:
         ttl = float(self.records[place]["Check"]["TTL"].removesuffix("s"))
         self.passing[place] = time.monotonic() + ttl if passes else 0.0
-
-    def _passes(self, record: dict[str, Any]) -> bool:
-        others = self.others.get(record["ID"], {}).values()
-        return {self.status(record["ID"]), *others} == {"passing"}
 
     def _checks(self, query: str) -> Answer:
         asked = re.fullmatch(FILTER, parse_qs(query).get("filter", [""])[0])
@@ -132,8 +122,3 @@ class Consul(Peer):
             with_acls = "ACL" in self.wording
             return Answer(500, f'Unknown service {{"{place}" {{}}}}') if with_acls else Answer(200)
         return Answer(404, f"unknown service ID: {place}" if operation == "get" else "")
-
-
-if __name__ == "__main__":
-    consul = Consul(**vars(arguments("The embedded Consul.", 8500).parse_args()))
-    raise SystemExit(run(consul, "consul"))

@@ -18,7 +18,8 @@ from urllib.parse import unquote
 from kit.peers.faults import html_page
 from kit.peers.server import Answer, Peer, Request, arguments, reason, run
 
-DIALECTS = ("documented", "deployed")
+LINGER = {"documented": 0.0, "deployed": 30.0}  # seconds for which the list shows an expired name
+DIALECTS = tuple(LINGER)
 STORES = ("up", "failing", "open", "half_open", "hangs", "gone")
 ROUTES = {
     "/register": ("POST", "register"),
@@ -46,9 +47,6 @@ LABELS = {
     ("open", "list"): "cache_fallback",
     ("half_open", "register"): "circuit_breaker_open",
 }
-GET_WORKS_EVERY = 5  # deployed dialect: the other GETs of one record are 500 "from its cache"
-GETS_TO_BLACKOUT = 5  # so many of those 500, and nginx drops the replica
-BLACKOUT = 10.0  # seconds for which nginx then answers 502
 
 
 @dataclass
@@ -69,11 +67,9 @@ class Registry(Peer):
     Args beside those of Peer (durations in seconds; all are attributes too and may be changed
     any time): ttl; token, None asks for none; dialect, "documented" or "deployed" wording of
     errors; store, the state of the store behind it, one of STORES ("gone": no replica is left
-    behind nginx); linger, how long GET /services shows an expired name (None: 30 in the deployed
-    dialect, else 0); failing_delay and hang_delay, how long a failing and a hanging store takes to
-    give its 500 and 504; limits, {operation: (number, seconds)}, answers 429 beyond; retry_after,
-    the header of these 429; replica_of, another registry with which it shares the store; clock,
-    monotonic seconds. The attribute ttls has the names whose TTL is another.
+    behind nginx); failing_delay and hang_delay, how long a failing and a hanging store takes to
+    give its 500 and 504; replica_of, another registry with which it shares the store; clock,
+    monotonic seconds.
     """
 
     def __init__(
@@ -85,32 +81,22 @@ class Registry(Peer):
         token: str | None = None,
         dialect: str = "documented",
         store: str = "up",
-        linger: float | None = None,
         failing_delay: float = 3.0,
         hang_delay: float = 5.0,
-        limits: dict[str, tuple[int, float]] | None = None,
-        retry_after: str | float | None = None,
         replica_of: Registry | None = None,
         clock: Callable[[], float] = time.monotonic,
         **options: Any,
     ) -> None:
         super().__init__(host, port, **options)
-        self.ttl, self.token, self.dialect, self.linger = ttl, token, dialect, linger
-        self.ttls: dict[str, float] = {}
+        self.ttl, self.token, self.dialect = ttl, token, dialect
         self.failing_delay, self.hang_delay = failing_delay, hang_delay
-        self.limits, self.retry_after = limits or {}, retry_after
         self.clock = clock
         self._records: dict[str, _Record] = {}  # the store
         if replica_of is not None:
             self.lock, self._records = replica_of.lock, replica_of._records
         self._memory: dict[str, _Record] = {}  # what one replica holds while the store is down
-        self._own: set[str] = set()  # the names that were registered through this replica
-        self._recent: dict[tuple[str, str], collections.deque[float]] = {}  # for the limits
         self._operations: collections.Counter[tuple[str, str]] = collections.Counter()
         self._trials = 0  # heartbeats while half open
-        self._gets = 0
-        self._get_failures = 0
-        self._blackout_until = float("-inf")
         self.store = store
 
     # Switches and views.
@@ -144,8 +130,7 @@ class Registry(Peer):
         with self.lock:
             if self.store != "up":
                 return sorted(self._memory)
-            linger = 30.0 if self.dialect == "deployed" else 0.0
-            since = self.clock() - (linger if self.linger is None else self.linger)
+            since = self.clock() - LINGER[self.dialect]
             return sorted(name for name, each in self._records.items() if each.expires > since)
 
     def forget(self, name: str | None = None) -> None:
@@ -188,10 +173,10 @@ class Registry(Peer):
         """Answer as the registry would in its present state."""
         operation = request.operation
         with self.lock:
-            if self.store == "gone" or self.clock() < self._blackout_until:
+            if self.store == "gone":
                 return _nginx(502)
             if operation == "other":
-                return self._no_route(request)
+                return Answer(404, {"detail": "Not Found"})
             answer: Answer = getattr(self, f"_{operation}")(request)
             if operation in FAILURES:
                 success = LABELS.get((self.store, operation), "success")
@@ -199,15 +184,16 @@ class Registry(Peer):
             return answer
 
     def _register(self, request: Request) -> Answer:
-        if refused := self._refused(request, request.address):
+        if refused := self._refused(request):
             return refused
         name, endpoint, health_endpoint, metadata = (
             request.json()[key] for key in FIELDS["register"]
         )
         now = time.time()
-        record = _Record(name, endpoint, health_endpoint, metadata, now, now, self._expiry(name))
+        record = _Record(
+            name, endpoint, health_endpoint, metadata, now, now, self.clock() + self.ttl
+        )
         (self._records if self.store == "up" else self._memory)[name] = record
-        self._own.add(name)
         message = "Service registered successfully"
         if self.store == "half_open":
             message = "Service registered (circuit breaker open, local cache)"
@@ -215,7 +201,7 @@ class Registry(Peer):
 
     def _heartbeat(self, request: Request) -> Answer:
         name = str(_name_in(request))
-        if refused := self._refused(request, name):
+        if refused := self._refused(request):
             return refused
         if self.store == "half_open":
             self._trials += 1
@@ -225,7 +211,7 @@ class Registry(Peer):
             record = self._live(name)
             if record is None:
                 return self._error("heartbeat", 404, f"Service '{name}' not registered")
-            record.last_heartbeat, record.expires = time.time(), self._expiry(name)
+            record.last_heartbeat, record.expires = time.time(), self.clock() + self.ttl
         return Answer(200, {"message": "Heartbeat received", "service_name": name})
 
     def _deregister(self, request: Request) -> Answer:
@@ -241,13 +227,6 @@ class Registry(Peer):
         return Answer(200, self.listed())
 
     def _get(self, request: Request) -> Answer:
-        if self.dialect == "deployed":
-            self._gets += 1
-            if self._gets % GET_WORKS_EVERY:
-                self._get_failures += 1
-                if self._get_failures % GETS_TO_BLACKOUT == 0:
-                    self._blackout_until = self.clock() + BLACKOUT
-                return self._error("get", 500, "'str' object has no attribute 'get'")
         if refused := self._store_down("get"):
             return refused
         name = str(_name_in(request))
@@ -259,11 +238,7 @@ class Registry(Peer):
         )
 
     def _health(self, _request: Request) -> Answer:
-        status = "healthy" if self.store == "up" else "degraded"
-        state = self.store.upper() if self.store in ("open", "half_open") else "CLOSED"
-        redis = {"status": status, "circuit_breaker": {"state": state}}
-        health = {"status": status, "components": {"redis": redis}}
-        return Answer(200, health | {"active_services": self._active_services()})
+        return Answer(200, {"status": "healthy" if self.store == "up" else "degraded"})
 
     def _metrics(self, _request: Request) -> Answer:
         samples = [
@@ -271,9 +246,9 @@ class Registry(Peer):
             for (operation, status), number in sorted(self._operations.items())
         ]
         lines = [
-            "# HELP registry_active_services Services that were registered through this replica",
+            "# HELP registry_active_services Services that this replica lists",
             "# TYPE registry_active_services gauge",
-            f"registry_active_services {self._active_services()}",
+            f"registry_active_services {len(self.listed())}",
             "# HELP registry_circuit_breaker_open Whether this replica answers from its own memory",
             "# TYPE registry_circuit_breaker_open gauge",
             f"registry_circuit_breaker_open {int(self.store == 'open')}",
@@ -284,45 +259,10 @@ class Registry(Peer):
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Answer(200, "\n".join(lines) + "\n", {"Content-Type": kind})
 
-    def _active_services(self) -> int:
-        """Return how many services were registered through this replica and are still known."""
-        self._own = {name for name in self._own if name in self._memory or self._live(name)}
-        return len(self._own)
-
     # Refusals: each returns None where there is nothing to refuse.
 
-    def _no_route(self, request: Request) -> Answer:
-        path = unquote(request.path.partition("?")[0])
-        if path.endswith("/") and path[:-1] in ROUTES:  # behind nginx this redirect loses the port
-            host = request.headers.get("Host", "localhost").rpartition("@")[2]
-            host = host[: host.index("]") + 1] if host.startswith("[") else host.partition(":")[0]
-            return Answer(307, None, {"Location": f"http://{host}{path[:-1]}"})
-        if path in ROUTES:
-            return Answer(405, {"detail": "Method Not Allowed"}, {"Allow": ROUTES[path][0]})
-        return Answer(404, {"detail": "Not Found"})
-
-    def _refused(self, request: Request, who: str) -> Answer | None:
-        return (
-            _invalid(request)
-            or self._limited(who, request.operation)
-            or self._token(request)
-            or self._store_down(request.operation)
-        )
-
-    def _limited(self, who: str, operation: str) -> Answer | None:
-        """Count the request of this service or address; 429 beyond the limit."""
-        if operation not in self.limits:
-            return None
-        number, seconds = self.limits[operation]
-        now = self.clock()
-        recent = self._recent.setdefault((operation, who), collections.deque())
-        while recent and recent[0] <= now - seconds:
-            recent.popleft()
-        if len(recent) < number:
-            recent.append(now)
-            return None
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return Answer(429, {"detail": f"Rate limit exceeded: {number} per {seconds:g} s"}, headers)
+    def _refused(self, request: Request) -> Answer | None:
+        return _invalid(request) or self._token(request) or self._store_down(request.operation)
 
     def _token(self, request: Request) -> Answer | None:
         if self.token is None or request.headers.get("X-Registry-Token") == self.token:
@@ -342,9 +282,6 @@ class Registry(Peer):
             return Answer(status, {"detail": why}, delay=delay)
         why = f"401: {why}" if status == 401 else why
         return Answer(500, {"detail": f"{FAILURES[operation]}: {why}"}, delay=delay)
-
-    def _expiry(self, name: str) -> float:
-        return self.clock() + self.ttls.get(name, self.ttl)
 
     def _live(self, name: str) -> _Record | None:
         record = self._records.get(name)

@@ -18,7 +18,7 @@ import socketserver
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
@@ -29,7 +29,6 @@ import kit.peers.tls  # noqa: F401  # its faults are in the catalogue
 from kit.peers.faults import Fault, resolve
 
 CONNECT = "connect"  # the operation of a connection that has not asked for anything yet
-BODY_LIMIT = 1 << 20  # bytes of a request's body
 REMEMBERED = 20_000  # requests; older ones are dropped, the counts stay
 # Below the ports that the kernel hands out to clients (Linux from 32768, macOS from 49152).
 # Otherwise, while a peer is stopped, a client that tries its port may get that very port and
@@ -48,7 +47,6 @@ class Request(NamedTuple):
     body: bytes
     connection: int  # numbers the TCP connections from 1
     size: int  # all its bytes on the wire (inside TLS)
-    address: str
 
     def json(self) -> Any:
         """Return the decoded body. Raises ValueError where it is not JSON."""
@@ -227,15 +225,6 @@ class Peer:
         with self.lock:
             return self._counts.total() if operation == "*" else self._counts[operation]
 
-    def wait_for(self, predicate: Callable[[], object], timeout: float = 10.0) -> bool:
-        """Return True as soon as predicate() is true. Raises TimeoutError after timeout seconds."""
-        end = time.monotonic() + timeout
-        while not predicate():
-            if time.monotonic() > end:
-                raise TimeoutError(f"not true within {timeout} s; counts: {dict(self._counts)}")
-            time.sleep(0.02)
-        return True
-
     def say(self, text: str) -> None:
         """Print a line where the peer is verbose."""
         if self.verbose:
@@ -354,14 +343,7 @@ class Exchange(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer any request: sanely, with the fault that is due, or as the control endpoint."""
         target = self.requestline.split()[1]  # self.path has no leading // any more
-        length = self.headers.get("Content-Length", "0")
-        if "Transfer-Encoding" in self.headers or not (
-            length.isdecimal() and int(length) <= BODY_LIMIT
-        ):
-            self.close_connection = True
-            self.reply(400, {"detail": "body too large or of unknown length"})
-            return
-        body = self.rfile.read(int(length))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if target == "/_control":
             self._control(body)
             return
@@ -374,7 +356,7 @@ class Exchange(BaseHTTPRequestHandler):
         size = sum(map(len, lines)) + len(b"\r\n") + len(body)
         self.asked = Request(
             time.monotonic(), operation, self.command, target, self.headers, body,
-            self.server.open.get(self.request, 0), size, self.client_address[0],
+            self.server.open.get(self.request, 0), size,
         )  # fmt: skip
         if fault := self.peer._take(self.asked):
             self._play(f"{operation} {self.peer.label(self.asked)}", fault)

@@ -12,10 +12,9 @@ from kit.peers.server import Answer, Peer, Request, arguments, run
 class ToyService(Peer):
     """A service with a health endpoint (operation "health"; everything else is "other" and 404).
 
-    Args beside those of Peer: version and status, shown in the health body (None leaves one
-    out); health_path; healthy, False answers 503; extra, more fields for the health body; body,
-    sent instead of it (as in Answer); not_ready_for, seconds from now in which it answers 503. All
-    are attributes too.
+    Args beside those of Peer: version, shown in the health body; health_path; healthy, False
+    answers 503; body, sent instead of the health body (as in Answer); not_ready_for, seconds from
+    now in which it answers 503. All but this are attributes too.
     """
 
     def __init__(
@@ -23,22 +22,16 @@ class ToyService(Peer):
         host: str = "127.0.0.1",
         port: int = 0,
         *,
-        version: str | None = "1.0.0",
-        status: str | None = "healthy",
+        version: str = "1.0.0",
         health_path: str = "/health",
         healthy: bool = True,
-        extra: dict[str, object] | None = None,
         body: object = None,
         not_ready_for: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(host, port, **options)
-        self.version = version
-        self.status = status
-        self.health_path = health_path
-        self.healthy = healthy
-        self.extra = extra or {}
-        self.body = body
+        self.version, self.health_path = version, health_path
+        self.healthy, self.body = healthy, body
         self.ready_at = time.monotonic() + not_ready_for
 
     def route(self, method: str, path: str) -> str:
@@ -55,8 +48,7 @@ class ToyService(Peer):
             return Answer(503, {"status": "unhealthy"})
         if self.body is not None:
             return Answer(200, self.body)
-        known = {"status": self.status, "version": self.version}
-        return Answer(200, {k: v for k, v in known.items() if v is not None} | self.extra)
+        return Answer(200, {"status": "healthy", "version": self.version})
 
 
 def main() -> int:

@@ -34,7 +34,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-AT_ONCE = 2
 LIMIT = 6.0  # seconds for one agent, which needs a twentieth of one; then it hangs
 JUMP = 10.5  # seconds, more than the default deadlines and less than an interval
 SLICE = 1.0  # seconds; the agent sleeps longer ones in slices
@@ -142,8 +141,9 @@ class Child:
                 os._exit(LOST_STOP)
             signal.raise_signal(signal.SIGTERM)
 
-    def report(self, status: int) -> dict[str, Any]:
-        """Print and return what came of it, once it has ended."""
+    def report(self) -> dict[str, Any]:
+        """Wait for its end; print and return what came of it."""
+        _, status = os.waitpid(self.pid, 0)
         result: dict[str, Any] = {"point": self.point, "code": os.waitstatus_to_exitcode(status)}
         for what, file in self.files.items():
             file.seek(0)
@@ -153,19 +153,10 @@ class Child:
         return result
 
 
-def sweep(chosen: list[int]) -> int:
-    """Give each point its agent, a few at once; return what the last one has as its place."""
-    running: dict[int, Child] = {}
-    while chosen or running:
-        while chosen and len(running) < AT_ONCE:
-            child = Child(chosen.pop())
-            running[child.pid] = child
-        pid, status = os.wait()
-        last = running.pop(pid).report(status)
-    return int(last["place"]) if last["point"] == 0 else 0
-
-
-count = sweep([0])
+count = int(Child(0).report()["place"])
 stride = max(count / int(most), 1.0)
 begin = random.Random(seed).uniform(1, 1 + stride)
-sweep(sorted({int(begin + stride * i) for i in range(int(most))} & set(range(1, count + 1))))
+for chosen in sorted(
+    {int(begin + stride * i) for i in range(int(most))} & set(range(1, count + 1))
+):
+    Child(chosen).report()
