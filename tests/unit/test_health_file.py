@@ -324,7 +324,7 @@ class Watch(Clock):
         self.shown.append(re.sub(r", last heartbeat .*| for \d+ s( \(attempt \d+\))?", "", shown))
 
 
-def test_what_is_shown_all_through_a_life(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_shown_all_through_a_life(path: Path) -> None:
     clock = Watch(path)
 
     def meanwhile() -> tuple[agent.Answer, agent.Answer]:
@@ -356,7 +356,5 @@ def test_what_is_shown_all_through_a_life(path: Path, monkeypatch: pytest.Monkey
         service,
         agent.SignOfLife(str(path), clock),
     )
-    for name in ("mask", "unmask"):  # the signals of this process are its own
-        monkeypatch.setattr(subject.signals, name, lambda: None)
     assert subject.run() == 0
     assert [shown for shown, _ in itertools.groupby(clock.shown)] == SHOWN
