@@ -14,20 +14,18 @@ on the PATH (Debian has it: apt-get install prometheus).
 
 import argparse
 import contextlib
-import json
 import re
 import shutil
 import subprocess
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+import requests
 import yaml
 
 from kit.documents import blocks
@@ -106,8 +104,8 @@ class Fleet:
         }
         (directory / "prometheus.yml").write_text(yaml.safe_dump(settings))
         command = ["prometheus", f"--config.file={directory}/prometheus.yml"]
-        command.append(f"--storage.tsdb.path={directory}/data")
-        command.append(f"--web.listen-address=127.0.0.1:{self.port}")
+        command += [f"--storage.tsdb.path={directory}/data"]
+        command += [f"--web.listen-address=127.0.0.1:{self.port}"]
         silence = subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=silence, stdout=silence, stderr=silence)
         stack.callback(process.wait, 30)
@@ -115,9 +113,9 @@ class Fleet:
 
     def ask(self, query: str) -> list[Any]:
         """Return what Prometheus answers to a query."""
-        url = f"http://127.0.0.1:{self.port}/api/v1/query?query={quote(query)}"
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return list(json.load(answer)["data"]["result"])
+        url = f"http://127.0.0.1:{self.port}/api/v1/query"
+        answer = requests.get(url, {"query": query}, timeout=30)
+        return list(answer.json()["data"]["result"])
 
     def answers(self) -> bool:
         """Tell whether Prometheus answers yet."""
@@ -148,10 +146,6 @@ class Fleet:
 # ---- the situations
 
 
-def nothing(_fleet: Fleet) -> None:
-    """Leave the fleet alone."""
-
-
 def stop_a_third(fleet: Fleet) -> None:
     """Stop a third of the sidecars, as in a deploy that went wrong."""
     for sidecar in fleet.sidecars[: SIZE // 3]:
@@ -180,7 +174,7 @@ def refuse_all(fleet: Fleet) -> None:
 
 
 SITUATIONS: dict[str, tuple[Callable[[Fleet], None], set[str]]] = {
-    "healthy": (nothing, set()),
+    "healthy": (lambda _fleet: None, set()),
     "a third of the sidecars stopped": (stop_a_third, {"RegisteredServicesMissing"}),
     "the store down": (lose_the_store, {"RegistryStoreDown"}),
     "one sidecar's token refused": (refuse_one, {"RegistryErrors"}),

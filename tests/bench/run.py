@@ -1,6 +1,6 @@
 """The benchmark: what the sidecar costs, as one Markdown table with what is to be reached.
 
-    sh tests/bench.sh [--quick] [--before DIRECTORY] [--output FILE]
+    sh tests/bench.sh [--quick] [--before DIRECTORY]
 
 --before names another checkout of this project, such as a git worktree of an older commit: every
 figure is measured for it, too, in the same run. Needs Linux. Where a Docker engine and the base
@@ -308,7 +308,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, and no images")
     parser.add_argument("--before", type=Path, metavar="DIRECTORY", help="measure this, too")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there, too")
     options = parser.parse_args()
     if sys.platform != "linux":
         parser.error("it reads /proc, so it needs Linux")
@@ -321,8 +320,6 @@ def main() -> int:
     command += " --before DIRECTORY" * (options.before is not None)
     text = f"Measured by `{command}` on {machine()}:\n\n{table(rows, list(versions))}"
     print(text, end="")
-    if options.output:
-        options.output.write_text(text)
     return 1 if any(str(row.cells[0]).startswith("failed") for row in rows) else 0
 
 

@@ -71,14 +71,6 @@ def caller(way: str, port: int, timeout: float) -> Callable[[], str]:
     return lambda: "" if service.probe() else service.problem
 
 
-@contextlib.contextmanager
-def dead_addresses(addresses: Sequence[str], port: int) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for address in {DEAD, DEAD_TOO}.intersection(addresses):
-            stack.enter_context(dead_port(address, port))
-        yield
-
-
 # ---- several addresses: each gets its share of the deadline, IPv6 where no IPv4 address connects
 
 
@@ -100,17 +92,16 @@ def test_one_address_that_answers_is_enough(
     names: Names, addresses: list[str], families: str, way: str
 ) -> None:
     names.found = addresses
-    with Peer("::1" if families == "46" else "127.0.0.1") as peer:
-        call = caller(way, peer.port, timeout=2)
-        with dead_addresses(addresses, peer.port):
-            assert call() == ""
+    peer = Peer("::1" if families == "46" else "127.0.0.1")
+    with peer, dead_port(DEAD, peer.port), dead_port(DEAD_TOO, peer.port):
+        assert caller(way, peer.port, timeout=2)() == ""
     assert names.asked == [{"4": "AF_INET", "6": "AF_INET6"}[each] for each in families]
 
 
 def test_where_all_addresses_are_dead_the_deadline_holds(names: Names) -> None:
     names.found = [DEAD, DEAD_TOO]
     port = Peer(DEAD).port
-    with dead_addresses(names.found, port):
+    with dead_port(DEAD, port), dead_port(DEAD_TOO, port):
         began = time.monotonic()
         assert "no answer within" in caller("registry", port, 1)()
         assert 0.3 < time.monotonic() - began < 1 + SLACK  # IPv6 would have had a share, too

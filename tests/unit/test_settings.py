@@ -396,6 +396,7 @@ HTTPS = {"SERVICE_SCHEME": "https"}
 DOUBTS: list[tuple[dict[str, str], str | None]] = [
     ({}, None),
     ({"HEARTBEAT_INTERVAL": "30.5"}, r"HEARTBEAT_INTERVAL=30\.5: .* after 60 s.* set it to 30 or"),
+    ({"HEARTBEAT_INTERVAL": "600", "REGISTRY_URL": "consul://consul"}, None),  # its TTL follows
     ({"SERVICE_HEALTH_RETRIES": "8"}, None),
     ({"SERVICE_HEALTH_RETRIES": "9"}, "SERVICE_HEALTH_RETRIES=9: .* take 63 s,.* after 60 s; set"),
     ({"SERVICE_NAME": "ab"}, f"SERVICE_NAME=ab: {NAMES_DOUBT}"),
