@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 import agent
 from kit.peers.registry import DIALECTS, Registry
@@ -100,16 +101,16 @@ def test_it_stops_at_ctrl_c(place: Place) -> None:
         assert "Traceback" not in sidecar.log
 
 
-def test_a_sidecar_that_runs_is_told_and_its_health_file_is_left_as_it_is(place: Place) -> None:
-    with Sidecar(place.registry, place.service, HEARTBEAT_INTERVAL=30) as sidecar:
-        sidecar.wait_health("^registered")
-        file = sidecar.heartbeat_file
-        sidecar.process.send_signal(signal.SIGSTOP)  # so that nobody else writes
-        before = file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns
-        lines = place.look(0, HEARTBEAT_FILE=file)
-        assert f"list of {place.registry.url}: fine, {NAME} is already listed" in lines
-        assert (file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns) == before
-        assert [each.name for each in file.parent.glob("heartbeat*")] == [file.name]
+def test_a_record_and_a_health_file_that_are_there_are_told_and_left(place: Place) -> None:
+    record = {"service_name": NAME, "endpoint": "http://a", "health_endpoint": "/", "metadata": {}}
+    requests.post(f"{place.registry.url}/register", json=record, timeout=10).raise_for_status()
+    file = place.file.with_name("health")
+    file.write_text("of a sidecar that runs")
+    before = file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns
+    lines = place.look(0, HEARTBEAT_FILE=file)
+    assert f"list of {place.registry.url}: fine, {NAME} is already listed" in lines
+    assert (file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns) == before
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
 
 
 # ---- what it finds
