@@ -82,18 +82,6 @@ def test_it_stops(service: ToyService, tmp_path: Path, name: str) -> None:
             assert not taken_back or registry.record(NAME) is None
 
 
-@pytest.mark.parametrize("delay", [0.08, 0.3])
-def test_a_signal_at_any_moment_of_the_start_never_gets_lost(
-    registry: Registry, service: ToyService, delay: float
-) -> None:
-    """Before Python has run its first line the signal kills it, as good outside a container."""
-    with Sidecar(registry, service) as sidecar:
-        time.sleep(delay)
-        code, seconds = sidecar.stop()
-        assert code in (0, -signal.SIGTERM)
-        assert seconds < STOP_PROMISE
-
-
 # ---- signals that mean nothing, and more signals than one
 
 

@@ -98,6 +98,12 @@ def beside(figure: str, pairs: Sequence[Pairs], what: str, most: float) -> Row:
     return Row(figure, cells, f"≤ {most:g}x", ratios[0] <= most, f"{milliseconds(least)}: {what}")
 
 
+def at_most(figure: str, values: Sequence[float], form: str, limit: float) -> Row:
+    """Return a row of plain numbers."""
+    cells = [form.format(value) for value in values]
+    return Row(figure, cells, f"≤ {form.format(limit)}", values[0] <= limit)
+
+
 def in_the_image(row: Row, versions: Sequence[Version]) -> Row:
     """Return the row, its aim left out elsewhere: Python starts with less in the image."""
     return row if versions[0].images else row._replace(reach="", reached=None)
@@ -145,11 +151,9 @@ def life_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
 
     lives = in_turn(scale.repeats, *(functools.partial(life, version) for version in versions))
     cpu, stop = zip(*(map(median, zip(*each, strict=True)) for each in lives), strict=True)
-    where, shown = versions[0].where, list(map(milliseconds, cpu))
-    row = Row(f"CPU until registered, {where}", shown, "≤ 65 ms", cpu[0] <= 0.065)
-    yield in_the_image(row, versions)
-    shown = [f"{seconds:.3f} s" for seconds in stop]
-    yield Row(f"from SIGTERM to exit, idle registry, {where}", shown, "≤ 0.1 s", stop[0] <= 0.1)
+    where, ms = versions[0].where, [1000 * seconds for seconds in cpu]
+    yield in_the_image(at_most(f"CPU until registered, {where}", ms, "{:.3g} ms", 65), versions)
+    yield at_most(f"from SIGTERM to exit, idle registry, {where}", stop, "{:.3g} s", 0.1)
 
 
 def growth_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
@@ -203,7 +207,7 @@ def wire_rows(versions: Sequence[Version], peers: Peers, _scale: Scale) -> Rows:
         lengths.append(max(beat.size for beat in beats))
         until = beats[-1].at
         connections.append(len({one.connection for one in registry.requests if one.at <= until}))
-    yield Row("bytes of a heartbeat request", lengths, "≤ 200", lengths[0] <= 200)
+    yield at_most("bytes of a heartbeat request", lengths, "{}", 200)
     figure = f"TCP connections to the registry for {ON_ONE_CONNECTION} heartbeats"
     yield Row(figure, connections, "1", connections[0] == 1)
 
@@ -233,10 +237,9 @@ def idle_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
         agents = [stack.enter_context(version.agent(**peers.settings)) for version in versions]
         for agent in agents:
             agent.wait_registered(timeout=60.0)
-        memory = [resident(agent.pid) for agent in agents]
+        memory = [resident(agent.pid) / 1e6 for agent in agents]
         checks = in_turn(scale.repeats, *(functools.partial(check, agent) for agent in agents))
-    shown = [f"{size / 1e6:.2f} MB" for size in memory]
-    yield Row("memory of an idle container (RSS)", shown, "≤ 16.2 MB", memory[0] <= 16.2e6)
+    yield at_most("memory of an idle container (RSS)", memory, "{:.4g} MB", 16.2)
     yield beside("CPU of a health check, in the image", checks, "python -I -S -c pass", 1.2)
 
 
@@ -295,12 +298,11 @@ def table(rows: Iterable[Row], columns: list[str]) -> str:
 
 def machine() -> str:
     """Say in a few words where this was measured."""
-    linux = f"Linux {platform.release().partition('-')[0]}"
-    words = [f"{os.cpu_count()} cores", platform.machine(), linux]
-    words.append(f"Python {platform.python_version()}")
+    linux, python = platform.release().partition("-")[0], platform.python_version()
+    words = f"{os.cpu_count()} cores, {platform.machine()}, Linux {linux}, Python {python}"
     with contextlib.suppress(MissingError):
-        words.append(f"Docker {connect().version()['Version']}")
-    return ", ".join(words)
+        words += f", Docker {connect().version()['Version']}"
+    return words
 
 
 def main() -> int:
@@ -313,13 +315,14 @@ def main() -> int:
         parser.error("it reads /proc, so it needs Linux")
     if options.before and not (options.before / "agent.py").is_file():
         parser.error(f"{options.before} is no checkout of this project")
-    versions = {"now": ROOT} | ({"before": options.before.resolve()} if options.before else {})
-    scale = QUICK if options.quick else FULL
-    rows = list(measure(list(versions.values()), scale, images=not options.quick))
+    roots, scale = [ROOT], QUICK if options.quick else FULL
     command = "sh tests/bench.sh" + " --quick" * options.quick
-    command += " --before DIRECTORY" * (options.before is not None)
-    text = f"Measured by `{command}` on {machine()}:\n\n{table(rows, list(versions))}"
-    print(text, end="")
+    if options.before:
+        roots.append(options.before.resolve())
+        command += " --before DIRECTORY"
+    rows = list(measure(roots, scale, images=not options.quick))
+    print(f"Measured by `{command}` on {machine()}:\n")
+    print(table(rows, ["now", "before"][: len(roots)]), end="")
     return 1 if any(str(row.cells[0]).startswith("failed") for row in rows) else 0
 
 
