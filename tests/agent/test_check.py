@@ -14,9 +14,10 @@ import pytest
 import requests
 
 import agent
+from kit.parts import read
 from kit.peers.registry import DIALECTS, Registry
 from kit.peers.service import ToyService
-from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, run_agent, wait_until
+from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, wait_until
 
 NOWHERE = "no-such-host.invalid"
 TOKEN = "s3cret-token"
@@ -27,23 +28,14 @@ class Place:
 
     def __init__(self, file: Path, log: pytest.LogCaptureFixture) -> None:
         self.service, self.registry, self.file, self.log = ToyService(), Registry(), file, log
-        self.settings = {
-            "SERVICE_NAME": NAME,
-            "SERVICE_HOST": "127.0.0.1",
-            "SERVICE_PORT": str(self.service.port),
-            "REGISTRY_URL": self.registry.url,
-            "HEARTBEAT_FILE": str(file),
-        }
 
     def look(self, code: int, **others: object) -> list[str]:
         """Look as --check does, with other settings; return the lines. Here is its exit code."""
         self.log.clear()
         for peer in (self.service, self.registry):
             peer.requests.clear()
-        variables = self.settings | {name: str(value) for name, value in others.items()}
-        settings = agent.read_settings(variables)
-        check = agent.Check(settings, agent.Signals())
-        assert check.run(agent.doubts_about(settings, variables)) == code, self.log.messages
+        settings = read(self.registry, self.service, **{"HEARTBEAT_FILE": self.file} | others)
+        assert agent.Check(settings, agent.Signals()).run([]) == code, self.log.messages
         self.assert_unchanged()
         return self.log.messages
 
@@ -75,18 +67,23 @@ def place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Place]:
 
 
 def test_all_is_well(place: Place) -> None:
-    done = run_agent(place.settings, "--check")
-    assert done.returncode == 0
-    assert done.stdout.splitlines() == [
-        "settings: fine",
+    settings = {"HEARTBEAT_FILE": place.file, "SERVICE_NAME": "UP", "HEARTBEAT_INTERVAL": 31}
+    sidecar = Sidecar(place.registry, place.service, **settings)
+    sidecar.script.append("--check")
+    with sidecar:
+        assert sidecar.wait() == 0
+    doubts = [line.partition("=")[0] for line in sidecar.lines[:2]]
+    assert doubts == [f"settings: fine, but {n}" for n in ("HEARTBEAT_INTERVAL", "SERVICE_NAME")]
+    assert sidecar.lines[2:] == [
         f"HEARTBEAT_FILE, {place.file}: fine, it can be written",
         "SERVICE_HOST, 127.0.0.1: fine, at 127.0.0.1",
         f"http probe of {place.service.url}/health: fine",
         "REGISTRY_URL, 127.0.0.1: fine, at 127.0.0.1",
-        f"list of {place.registry.url}: fine, {NAME} is not yet listed",
+        f"list of {place.registry.url}: fine, UP is not yet listed",
         "token: fine, none is set, and none is asked for",
     ]
-    assert place.service.count("health") == 1
+    assert place.look(0)[0] == "settings: fine"
+    assert place.service.count("health") == 2
     place.assert_unchanged()
 
 
@@ -181,11 +178,6 @@ def test_a_health_file_that_cannot_be_written_is_a_fault(place: Place, tmp_path:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert line.startswith(f"HEARTBEAT_FILE, {place.file}: ")
-
-
-def test_doubts_about_the_settings_are_no_faults(place: Place) -> None:
-    said = [line.split("=")[0] for line in place.look(0, SERVICE_NAME="UP", HEARTBEAT_INTERVAL=31)]
-    assert said[:2] == [f"settings: fine, but {n}" for n in ("HEARTBEAT_INTERVAL", "SERVICE_NAME")]
 
 
 def test_each_name_that_does_not_resolve_is_told_and_nothing_is_asked_there(place: Place) -> None:
