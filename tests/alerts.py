@@ -123,13 +123,6 @@ class Fleet:
             return bool(self.ask("up"))
         return False
 
-    def size(self) -> float:
-        """Return the fleet's size as the guide's query has it."""
-        accepted = 'registry_operations_total{operation="heartbeat",status="success"}'
-        window = f"{int(300_000 / self.scale)}ms"
-        found = self.ask(f"{INTERVAL / self.scale} * sum(rate({accepted}[{window}]))")
-        return float(found[0]["value"][1]) if found else 0.0
-
     def watch(self, seconds: float, what: str) -> set[str]:
         """Look at the rules for so many seconds; print and return which of them fire."""
         fired: dict[str, float] = {}
@@ -139,7 +132,7 @@ class Fleet:
                 fired.setdefault(each["metric"]["alertname"], passed)
             time.sleep(0.5)
         said = ", ".join(f"{name} after {at:.0f} s" for name, at in fired.items()) or "silent"
-        print(f"{what}: {said}; size {self.size():.1f}", flush=True)
+        print(f"{what}: {said}", flush=True)
         return set(fired)
 
 

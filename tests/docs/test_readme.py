@@ -13,9 +13,10 @@ import requests
 
 import agent
 from kit.documents import blocks, code, occurs, read, table
+from kit.parts import client
 from kit.peers.registry import Registry
 from kit.peers.service import ToyService
-from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, wait_until
+from kit.sidecar import FOREVER, ROOT, Sidecar, wait_until
 
 README, GUIDE, FIGURES = "README.md", "INTEGRATION_GUIDE.md", "tests/FIGURES.md"
 OFFERS = "What the registry must offer"
@@ -205,13 +206,12 @@ def test_the_registry_answers_them_as_it_must(registry: Registry) -> None:
 
 
 def test_an_answer_counts_as_it_says(registry: Registry) -> None:
-    variables = {"SERVICE_NAME": NAME, "SERVICE_HOST": "abc", "REGISTRY_URL": registry.url}
-    client = agent.Registry(agent.read_settings(variables), agent.Signals())
+    asker = client(registry)
     for meaning, answers, _ in table(README, OFFERS, number=2):
         for answer in code(answers):
             status, _, body = answer.partition(" ")
             registry.play("heartbeat", ["status", int(status), json.loads(body or "{}")], times=1)
-            assert client.heartbeat(PATIENCE).meaning == meaning, answer
+            assert asker.heartbeat(PATIENCE).meaning == meaning, answer
 
 
 def test_the_figures_stand_in_the_full_tables() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import agent
 import healthcheck
 from kit.clock import Clock
+from kit.parts import read
 from kit.sidecar import HEALTHCHECK
 from kit.simulated import simulated_agent
 
@@ -267,7 +268,7 @@ def test_it_imports_nothing_beyond_os_sys_and_time(path: Path) -> None:
 
 REFUSED = agent.Answer(failure=ConnectionRefusedError(111, "Connection refused"))
 BUSY = agent.Answer(503, body=b'{"detail": "come back later"}')
-FINE = agent.Answer(200, body=b'["osint"]')
+FINE = agent.Answer(200, body=b'["osint_service"]')
 STORY = [  # seconds, how the service is meanwhile, what the registry does; then comes a signal
     (20, REFUSED, FINE), (20, FINE, REFUSED), (20, FINE, BUSY), (60, FINE, FINE), (80, FINE, BUSY),
     (60, FINE, FINE), (80, REFUSED, FINE), (60, FINE, FINE),
@@ -339,14 +340,8 @@ def test_what_is_shown_all_through_a_life(path: Path) -> None:
             clock.accepted_at = began
         return answer
 
-    settings = {"DRAIN_SECONDS": "5", "SERVICE_HEALTH_RETRIES": "20"}
-    subject = simulated_agent(
-        agent.read_settings({"SERVICE_NAME": "osint", "SERVICE_HOST": "localhost"} | settings),
-        clock,
-        lambda low, high: (low + high) / 2,
-        registry,
-        service,
-        agent.SignOfLife(str(path), clock),
-    )
-    assert subject.run() == 0
+    settings = read(None, None, DRAIN_SECONDS=5, SERVICE_HEALTH_RETRIES=20)
+    life = agent.SignOfLife(str(path), clock)
+    mean = lambda low, high: (low + high) / 2  # noqa: E731
+    assert simulated_agent(settings, clock, mean, registry, service, life).run() == 0
     assert [shown for shown, _ in itertools.groupby(clock.shown)] == SHOWN
