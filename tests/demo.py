@@ -230,10 +230,7 @@ class Demo:
     # -- looking and judging
 
     def wait(self, what: str, is_so: Callable[[], T]) -> T:
-        """Return is_so() once it is true.
-
-        Raises AssertionError when it takes too long, KeyboardInterrupt after a signal.
-        """
+        """Return is_so() once it is true. Raises AssertionError, KeyboardInterrupt at a signal."""
 
         def look() -> T:
             self.stop_at_signal()

@@ -26,10 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def counter(operation: str, status: str, before: float, after: float) -> list[dict[str, str]]:
-    """Return a counter at each replica, as promtool writes it.
-
-    It grows by so much at each scrape, before the situation and after it.
-    """
+    """Return a counter at each replica, which grows so much a scrape before and after it."""
     labels = f'operation="{operation}",status="{status}"'
     turn = before * BEFORE
     values = f"0+{before}x{BEFORE} {turn + after}+{after}x{AFTER}"

@@ -267,10 +267,7 @@ def test_kubernetes_manifests_fit_the_schema(manifest: dict[str, Any]) -> None:
 
 
 def settings_of(example: dict[str, Any]) -> dict[str, str]:
-    """Return the environment of a container, as Compose or Kubernetes writes it.
-
-    With ${X:-default} filled in.
-    """
+    """Return a container's variables from Compose or Kubernetes, ${X:-default} filled in."""
     listed = {each["name"]: each["value"] for each in example.get("env", [])}
     given = example.get("environment", listed)
     return {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", str(value)) for name, value in given.items()}

@@ -135,10 +135,7 @@ class Registry:
 
 
 def simulate(size: int, lasts: float, trouble: Trouble, seed: int, jitter: bool = True) -> Registry:
-    """Start that many sidecars in the same instant, let `lasts` seconds pass.
-
-    Return what the registry saw. Without jitter the fleet moves in lockstep for ever.
-    """
+    """Start so many sidecars in one instant; return what the registry saw in `lasts` seconds."""
     world, chance = World(), random.Random(seed)
     registry = Registry(world, trouble, chance, size)
     uniform = chance.uniform if jitter else max

@@ -46,10 +46,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Run the health check in this process.
-
-    Return its exit code and the one printable line that it printed.
-    """
+    """Run the health check here; return its exit code and the one printable line it printed."""
     code = healthcheck.main(list(arguments))
     said = capfd.readouterr()
     assert code in (0, 1)
@@ -185,9 +182,9 @@ def test_a_file_without_permission(path: Path, capfd: pytest.CaptureFixture[str]
     assert (code, line) == (1, f"unhealthy: no heartbeat file {str(path)!r}: Permission denied")
 
 
-def write(promise: float) -> Callable[[Path], None]:
-    """Return what writes a sound line whose promise ends so many seconds from now."""
-    return lambda path: healthcheck.write(str(path), healthcheck.clock() + promise, "failing", 0, 0)
+def write(path: Path) -> None:
+    """Write a sound line whose promise holds for a minute."""
+    healthcheck.write(str(path), healthcheck.clock() + 60, "failing", 0, 0)
 
 
 def hole_of_a_gigabyte(path: Path) -> None:
@@ -205,8 +202,6 @@ def hole_of_a_gigabyte(path: Path) -> None:
         (Path.touch, "the heartbeat file is damaged"),
         (hole_of_a_gigabyte, "the heartbeat file is damaged"),
         (lambda path: path.write_bytes(b"\xff\n\x00 \x1b[2J \n"), "the heartbeat file is damaged"),
-        (write(4 * DAY), "the heartbeat file is damaged or from another boot"),
-        (write(-60), r"the agent is \d+ s late; it said: registry failing for \d+ s.*"),
     ],
 )
 def test_something_else_in_place_of_the_file(
@@ -222,7 +217,7 @@ def test_blanks_around_the_path_do_not_count_and_an_empty_one_means_the_default(
     path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert agent.SETTINGS["HEARTBEAT_FILE"].default == healthcheck.DEFAULT_PATH
-    write(60)(path)
+    write(path)
     for value, default in (("", path), (" ", path), (f" {path} ", "/nowhere")):
         monkeypatch.setenv("HEARTBEAT_FILE", value)
         monkeypatch.setattr(healthcheck, "DEFAULT_PATH", str(default))
@@ -258,7 +253,7 @@ def test_it_imports_nothing_beyond_os_sys_and_time(path: Path) -> None:
         lines = run_python(path, "-X", "importtime", *arguments)[2].splitlines()
         return {line.rpartition("|")[2].strip() for line in lines if "import time:" in line}
 
-    write(60)(path)
+    write(path)
     modules = loaded_by(str(HEALTHCHECK), "--ready")
     assert "posix" in modules
     assert modules <= loaded_by("-c", "import os, sys, time")

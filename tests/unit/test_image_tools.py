@@ -2,6 +2,8 @@
 
 import ast
 import runpy
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -104,3 +106,13 @@ def test_calendar_tells_unix_time() -> None:
     timegm = stand_in("calendar.py")["timegm"]
     for moment in (0, 951782399, 1709164800, 4102444799, -1):
         assert timegm(time.gmtime(moment)) == moment
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_checkout_on_windows_leaves_the_line_ends_of_the_images_files(tmp_path: Path) -> None:
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    git = "git -c core.autocrlf=true"
+    make = f"{git} init -q && echo '#!/bin/sh' >a.sh && {git} add a.sh"
+    again = f"rm a.sh && {git} checkout-index a.sh"
+    subprocess.run(f"{make} && {again}", shell=True, cwd=tmp_path, check=True)
+    assert (tmp_path / "a.sh").read_bytes() == b"#!/bin/sh\n"
