@@ -71,21 +71,12 @@ class Version:
         self.tests, self.home = ("/tests", "/app") if images else (str(TESTS), str(root))
         self.tag = images.build(name, root) if images else ""
 
-    def build_with_tls(self) -> str:
-        """Build the other image, and return its tag."""
-        assert self.images
-        return self.images.build(f"{self.name}-tls", self.root, "--build-arg", "TLS=1")
-
     def command(self, *script: str, options: tuple[str, ...] = ()) -> list[str]:
         """Return what runs a script in Python, the agent without one. Args: of `docker run`."""
         if not self.images:
             return [sys.executable, "-I", *(script or [f"{self.home}/agent.py"])]
         entry = ["--entrypoint=python"] if script else []
         return [*DOCKER_RUN, *options, *entry, self.tag, *(["-I", *script] if script else [])]
-
-    def agent(self, **settings: Any) -> "Subject":
-        """Return the agent, not yet started."""
-        return Subject(self, **settings)
 
     def fast_agent(self, renews: bool = False, **settings: Any) -> "Subject":
         """Return the agent with a clock that jumps over its pauses."""
@@ -144,8 +135,9 @@ class Subject(Sidecar):
         if self.images:
             self.wait_for(".", timeout=60.0)  # its first line: by then it runs
             try:
-                container = self.images.client.containers.get(self.name)
-                self.child = psutil.Process(container.attrs["State"]["Pid"]).children()[0].pid
+                self.container = self.images.client.containers.get(self.name)
+                init = psutil.Process(self.container.attrs["State"]["Pid"])
+                self.child = init.children()[0].pid
             except (psutil.Error, IndexError) as error:
                 self.close()
                 raise NotMeasuredError("the engine's processes are not to be seen here") from error
@@ -154,14 +146,6 @@ class Subject(Sidecar):
     @property
     def pid(self) -> int:
         return self.child
-
-    def execute(self, command: str) -> bytes:
-        """Run a command in the container; return what it printed."""
-        assert self.images
-        code, said = self.images.client.containers.get(self.name).exec_run(command)
-        assert code == 0, said
-        assert isinstance(said, bytes)
-        return said
 
 
 @contextlib.contextmanager

@@ -139,7 +139,7 @@ def life_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
     """CPU until registered, and the seconds from SIGTERM to exit."""
 
     def life(version: Version) -> tuple[float, float]:
-        with version.agent(**peers.settings) as agent:
+        with Subject(version, **peers.settings) as agent:
             agent.wait_registered(timeout=60.0)
             cpu, process = cpu_seconds(agent.pid), psutil.Process(agent.pid)
             began = time.monotonic()
@@ -218,7 +218,9 @@ def size_rows(versions: Sequence[Version], _peers: Peers, _scale: Scale) -> Rows
         found = []
         for version in versions:
             assert version.images
-            tag = version.build_with_tls() if words == "TLS" else version.tag
+            tag, name = version.tag, f"{version.name}-tls"
+            if words == "TLS":
+                tag = version.images.build(name, version.root, "--build-arg", "TLS=1")
             found.append(sizes(version.images.client, tag))
         reached = all(size <= most for size, most in zip(found[0], limit, strict=True))
         yield Row(f"image on disk / compressed, {words}", found, f"≤ {limit}", reached)
@@ -229,12 +231,15 @@ def idle_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
 
     def check(agent: Subject) -> tuple[float, float]:
         """Return the CPU seconds of a health check, and of a Python without work."""
-        found = agent.execute("python -I /tests/bench/cpu.py 10 /app/healthcheck.pyc")
+        command = "python -I /tests/bench/cpu.py 10 /app/healthcheck.pyc"
+        code, found = agent.container.exec_run(command)
+        assert code == 0, found
+        assert isinstance(found, bytes)
         used, bare = map(median, zip(*json.loads(found), strict=True))
         return used, bare
 
     with contextlib.ExitStack() as stack:
-        agents = [stack.enter_context(version.agent(**peers.settings)) for version in versions]
+        agents = [stack.enter_context(Subject(version, **peers.settings)) for version in versions]
         for agent in agents:
             agent.wait_registered(timeout=60.0)
         memory = [resident(agent.pid) / 1e6 for agent in agents]
