@@ -77,13 +77,11 @@ class Fleet:
 
     def sidecar(self, number: int, token: str) -> Sidecar:
         """Return a sidecar, not yet started."""
-        settings = {
-            "SERVICE_NAME": f"service_{number:02}",
-            "HEARTBEAT_INTERVAL": INTERVAL / self.scale,
-            "REGISTRY_TOKEN": token,
-            "LOG_LEVEL": "WARNING",
-        }
-        return Sidecar(self.balancer, self.service, **settings)
+        settings = {"SERVICE_NAME": f"service_{number:02}", "LOG_LEVEL": "WARNING"}
+        pace = INTERVAL / self.scale
+        return Sidecar(
+            self.balancer, self.service, HEARTBEAT_INTERVAL=pace, REGISTRY_TOKEN=token, **settings
+        )
 
     def close(self) -> None:
         """End the sidecars, all at once."""

@@ -244,9 +244,7 @@ class Demo:
 
     def until_back(self, began: float, is_so: Callable[[Any], bool] = bool) -> float:
         """Wait for such a record; return the seconds since it began."""
-        self.wait(
-            "the record is back", lambda: is_so(record) if (record := self.record()) else False
-        )
+        self.wait("the record is back", lambda: is_so(found) if (found := self.record()) else False)
         return time.monotonic() - began
 
     def check(self, is_so: bool, what: str) -> None:

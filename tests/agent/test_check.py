@@ -157,13 +157,6 @@ def test_other_kinds_of_probe(place: Place) -> None:
         assert place.service.count() == 0
     place.service.stop()
     place.look(0, SERVICE_HEALTH_CHECK="none")
-    try:
-        service = ToyService("::1").start()
-    except OSError:  # no IPv6 here
-        return
-    with service:
-        lines = place.look(0, SERVICE_HOST="::1", SERVICE_PORT=service.port)
-        assert f"http probe of http://[::1]:{service.port}/health: fine" in lines
 
 
 def test_a_health_file_that_cannot_be_written_is_a_fault(place: Place, tmp_path: Path) -> None:

@@ -48,13 +48,10 @@ RUN_BY = {
 }
 KUBERNETES = "1.29"  # the first with native sidecars, which the guide asks for
 YAML = {
-    document: [
-        each
-        for block in blocks(document)
-        if block.language == "yaml"
-        for each in yaml.safe_load_all(block.text)
-    ]
-    for document in (README, GUIDE)
+    name: list(
+        yaml.safe_load_all("\n---\n".join(b.text for b in blocks(name) if b.language == "yaml"))
+    )
+    for name in (README, GUIDE)
 }
 MANIFESTS = [document for document in YAML[GUIDE] if "apiVersion" in document]
 (RULES,) = (document["groups"][0]["rules"] for document in YAML[GUIDE] if "groups" in document)

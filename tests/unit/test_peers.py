@@ -10,12 +10,7 @@ from kit.peers.registry import Registry
 from kit.peers.server import Peer
 
 GET = b"GET /x HTTP/1.1\r\nHost: peer\r\nConnection: close\r\n\r\n"
-A = {
-    "service_name": "a",
-    "endpoint": "http://a:1",
-    "health_endpoint": "/health",
-    "metadata": {"k": "v"},
-}
+A = {"service_name": "a", "endpoint": "http://a", "health_endpoint": "/", "metadata": {"k": "v"}}
 
 
 def post(registry: Registry, path: str, body: object) -> requests.Response:

@@ -221,9 +221,7 @@ WRONG_TOKEN = detail(500, "Registration failed: 401: Invalid registry token")
         (detail(403, "forbidden"), REFUSED),
         (detail(500, "Heartbeat failed: Error connecting to the store"), FAILED),
         (detail(500, "Heartbeat failed: Circuit breaker HALF_OPEN (test phase)"), FAILED),
-        (Answer(400), FAILED),
         (detail(429, "Rate limit exceeded"), FAILED),
-        (Answer(502), FAILED),
         (Answer(307, {"Location": "http://lb/register"}), FAILED),
     ],
 )

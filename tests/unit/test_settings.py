@@ -5,8 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pytest
-import trustme
+import certifi
 from hypothesis import example, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from kit.sidecar import AGENT, NAME, Sidecar, run, run_agent
 MISSING = "/tmp/no-such-file"  # in a directory that exists, so it looks like a path
 NEEDED = {"SERVICE_NAME": NAME, "SERVICE_HOST": "127.0.0.1"}
 SECRET_FILES = ("REGISTRY_TOKEN_FILE", "SERVICE_HEALTH_HEADERS_FILE")
+CA = certifi.where()
 FILES = (*SECRET_FILES, "REGISTRY_CA_FILE", "SERVICE_CA_FILE")
 
 
@@ -35,19 +35,6 @@ def problems_of(**variables: str) -> list[str]:
     except SettingsError as error:
         return [agent.say_problem(*problem) for problem in error.args]
     return []
-
-
-@pytest.fixture(scope="module")
-def ca_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of CA certificates, which the tables call CA."""
-    path = str(tmp_path_factory.mktemp("ca") / "ca.pem")
-    trustme.CA().cert_pem.write_to_path(path)
-    return path
-
-
-def with_file(variables: Mapping[str, str], ca_file: str) -> dict[str, str]:
-    """Return the variables, with that file where they say CA."""
-    return {name: ca_file if value == "CA" else value for name, value in variables.items()}
 
 
 # ---- bad settings
@@ -230,19 +217,19 @@ SSL_CERT_FILE = [
     ({}, False),
     ({"SERVICE_SCHEME": "https"}, True),
     ({"SERVICE_SCHEME": "https", "SERVICE_HEALTH_CHECK": "tcp"}, False),
-    ({"SERVICE_SCHEME": "https", "SERVICE_CA_FILE": "CA"}, False),
+    ({"SERVICE_SCHEME": "https", "SERVICE_CA_FILE": CA}, False),
     ({"SERVICE_HEALTH_ENDPOINT": "https://osint/health"}, True),
     ({"REGISTRY_URL": "https://lb"}, True),
     ({"REGISTRY_URL": "consul-tls://lb"}, True),
-    ({"REGISTRY_URL": "https://lb", "REGISTRY_CA_FILE": "CA"}, False),
-    ({"REGISTRY_URL": "https://lb", "SERVICE_CA_FILE": "CA"}, True),
+    ({"REGISTRY_URL": "https://lb", "REGISTRY_CA_FILE": CA}, False),
+    ({"REGISTRY_URL": "https://lb", "SERVICE_CA_FILE": CA}, True),
 ]
 
 
-def test_a_bad_ssl_cert_file_is_refused_where_https_has_no_file_of_its_own(ca_file: str) -> None:
+def test_a_bad_ssl_cert_file_is_refused_where_https_has_no_file_of_its_own() -> None:
     for variables, refused in SSL_CERT_FILE:
         for bad in (MISSING, os.devnull):
-            lines = problems_of(SSL_CERT_FILE=bad, **with_file(variables, ca_file))
+            lines = problems_of(SSL_CERT_FILE=bad, **variables)
             assert len(lines) == refused, variables
             assert all(line.startswith(f"SSL_CERT_FILE={bad}: ") for line in lines)
 
@@ -400,13 +387,13 @@ DOUBTS: list[tuple[dict[str, str], str | None]] = [
     ),
     ({"DRAIN_SECONDS": "0", "DEREGISTER_ON_EXIT": "false"}, None),
     # What is set for https, and is of no use, or verifies nobody.
-    ({"REGISTRY_CA_FILE": "CA"}, "REGISTRY" + CA_DOUBT),
-    ({"REGISTRY_CA_FILE": "CA", "REGISTRY_URL": "https://lb"}, None),
-    ({"REGISTRY_CA_FILE": "CA", "REGISTRY_URL": "consul-tls://lb"}, None),
-    ({"SERVICE_CA_FILE": "CA"}, "SERVICE" + CA_DOUBT),
-    ({"SERVICE_CA_FILE": "CA", **HTTPS}, None),
-    ({"SERVICE_CA_FILE": "CA", "SERVICE_HEALTH_ENDPOINT": "HTTPS://osint/health"}, None),
-    ({"SERVICE_CA_FILE": "CA", **HTTPS, "SERVICE_HEALTH_CHECK": "tcp"}, "SERVICE" + CA_DOUBT),
+    ({"REGISTRY_CA_FILE": CA}, "REGISTRY" + CA_DOUBT),
+    ({"REGISTRY_CA_FILE": CA, "REGISTRY_URL": "https://lb"}, None),
+    ({"REGISTRY_CA_FILE": CA, "REGISTRY_URL": "consul-tls://lb"}, None),
+    ({"SERVICE_CA_FILE": CA}, "SERVICE" + CA_DOUBT),
+    ({"SERVICE_CA_FILE": CA, **HTTPS}, None),
+    ({"SERVICE_CA_FILE": CA, "SERVICE_HEALTH_ENDPOINT": "HTTPS://osint/health"}, None),
+    ({"SERVICE_CA_FILE": CA, **HTTPS, "SERVICE_HEALTH_CHECK": "tcp"}, "SERVICE" + CA_DOUBT),
     ({"SERVICE_TLS_VERIFY": "false", **HTTPS}, "SERVICE_TLS_VERIFY=false: a probe believes"),
     ({"SERVICE_TLS_VERIFY": "false"}, None),
     # What Consul alone takes.
@@ -428,9 +415,9 @@ def doubts(**variables: str) -> list[str]:
     return agent.doubts_about(read(**variables), variables)
 
 
-def test_a_doubtful_setting_is_warned_of(ca_file: str) -> None:
+def test_a_doubtful_setting_is_warned_of() -> None:
     for variables, doubt in DOUBTS:
-        lines = doubts(**with_file(variables, ca_file))
+        lines = doubts(**variables)
         assert len(lines) == (doubt is not None), (variables, lines)
         assert all(re.match(str(doubt), line) for line in lines), (lines, doubt)
 
