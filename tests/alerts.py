@@ -1,6 +1,4 @@
-"""Tries the guide's alert rules under a real Prometheus.
-
-Each fires in the situation that it is for, and only there.
+"""Tries the guide's alert rules under a real Prometheus: each where it is to fire, only there.
 
     PYTHONPATH=tests python -m alerts --scale 10
 

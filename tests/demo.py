@@ -1,6 +1,4 @@
-"""The demo.
-
-The real agent next to a toy service, with the embedded registry, through everything it is made for.
+"""The demo: the real agent, a toy service and the embedded registry, in all that it is made for.
 
 Each step shows what a user would look at: the agent's log, the record in the registry, the health
 line. It then checks the outcome in the registry itself. Exit code 0: everything worked; 1:

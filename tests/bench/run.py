@@ -82,20 +82,16 @@ def in_turn(times: int, *measures: Callable[[], T]) -> list[list[T]]:
     return [list(found) for found in zip(*rounds, strict=True)]
 
 
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.3g} ms"
-
-
 def beside(figure: str, pairs: Sequence[Pairs], what: str, most: float) -> Row:
     """Compare CPU seconds with those of something else, measured each time right beside them.
 
     Args: for each version all pairs of the two; what the second is of; the factor to reach.
     """
     ratios = [median(used / least for used, least in each) for each in pairs]
-    times = [milliseconds(median(used for used, _ in each)) for each in pairs]
-    cells = [f"{used}, {ratio:.2f}x" for used, ratio in zip(times, ratios, strict=True)]
-    least = median(least for each in pairs for _, least in each)
-    return Row(figure, cells, f"≤ {most:g}x", ratios[0] <= most, f"{milliseconds(least)}: {what}")
+    times = [1000 * median(used for used, _ in each) for each in pairs]
+    cells = [f"{used:.3g} ms, {ratio:.2f}x" for used, ratio in zip(times, ratios, strict=True)]
+    least = 1000 * median(least for each in pairs for _, least in each)
+    return Row(figure, cells, f"≤ {most:g}x", ratios[0] <= most, f"{least:.3g} ms: {what}")
 
 
 def at_most(figure: str, values: Sequence[float], form: str, limit: float) -> Row:

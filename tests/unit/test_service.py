@@ -156,12 +156,3 @@ def test_a_tcp_probe_closes_its_connection() -> None:
         with connection:
             connection.settimeout(5)
             assert connection.recv(1) == b""
-
-
-def test_a_service_that_takes_no_new_connections_is_not_healthy(service: ToyService) -> None:
-    """It lives on for those who know it already."""
-    probes = prober(service)
-    assert probes.probe()
-    service.stop_listening()
-    assert not probes.probe()
-    assert probes.problem == "connection refused"
