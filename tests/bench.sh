@@ -1,5 +1,5 @@
 #!/bin/sh
-# The benchmark, as one table: sh tests/bench.sh [--quick] [--before DIRECTORY] [--output FILE]
+# The benchmark, as one table: sh tests/bench.sh [--quick] [--before DIRECTORY]
 set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . tests/venv.sh

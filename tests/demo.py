@@ -1,6 +1,4 @@
-"""The demo.
-
-The real agent next to a toy service, with the embedded registry, through everything it is made for.
+"""The demo: the real agent, a toy service and the embedded registry, in all that it is made for.
 
 Each step shows what a user would look at: the agent's log, the record in the registry, the health
 line. It then checks the outcome in the registry itself. Exit code 0: everything worked; 1:
@@ -14,7 +12,6 @@ Needs an interpreter that has requests, for the agent; `sh tests/demo.sh` sees t
 
 import argparse
 import contextlib
-import http.client
 import io
 import json
 import os
@@ -29,7 +26,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
+
+import requests
 
 from kit.consul import ConsulAgent
 from kit.peers.service import ToyService
@@ -41,10 +40,6 @@ PATIENCE = 20.0  # seconds after which a step has failed; a quick machine needs 
 RED, GREEN, YELLOW, CYAN, BOLD, DIM = "31", "32", "33", "36", "1", "2"
 
 T = TypeVar("T")
-
-
-class StepError(Exception):
-    """A step did not bring what it should."""
 
 
 class Screen:
@@ -103,57 +98,26 @@ class Agent(Sidecar):
             self.screen.agent(line)
 
 
-class Peer(Program):
-    """A peer in a process of its own, which the demo asks."""
-
-    def ask(self, method: str, path: str, payload: object = None) -> Any:
-        """Send one request; return the answer, decoded where it is JSON. Raises StepError."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        with contextlib.closing(connection):
-            try:
-                connection.request(method, path, None if payload is None else json.dumps(payload))
-                body = connection.getresponse().read().decode()
-            except (OSError, http.client.HTTPException) as error:
-                raise StepError(f"{self.name} does not answer: {error!r}") from None
-        return json.loads(body) if body.startswith(("{", "[")) else body
-
-
-class ConsulPeer(Peer):
-    """A real Consul, empty at each start."""
-
-    def __init__(self) -> None:
-        self.directory = tempfile.TemporaryDirectory(prefix="consul-")
-        self.agent = ConsulAgent(Path(self.directory.name))
-        super().__init__("consul", self.agent.port)
-
-    def start(self, *_options: str) -> Self:
-        """Start it, and wait until it is ready."""
-        self.agent.start(empty=True).wait_leader()
-        return self
-
-    def kill(self) -> str:
-        """End it."""
-        self.agent.kill()
-        return ""
-
-
 class Demo:
     """The story. Each step is a method, and needs those before it."""
 
     REFRESHED = "last_heartbeat is later than registered_at"
     agent: Agent
 
-    def __init__(self, screen: Screen, registry: Peer) -> None:
-        self.screen, self.registry, self.service = screen, registry, Peer("service")
+    def __init__(self, screen: Screen) -> None:
+        # On free ports, which do not change.
+        self.screen, self.service = screen, Program("service", ToyService().port)
         # Signals that came; looked at in every wait, so that nothing is left half done.
         self.signals: list[int] = []
-        self.started = contextlib.ExitStack()  # ends every process, and removes the agent's files
+        self.started = contextlib.ExitStack()  # ends every process, and removes all files
+        self.registry = self.new_registry()
+        self.address = f"http://127.0.0.1:{self.registry.port}"
         self.started.callback(self.registry.kill)
         self.started.callback(self.service.kill)
         self.step = "set-up"
 
     def run(self) -> None:
-        """Go through the steps. Raises StepError; KeyboardInterrupt after a signal."""
+        """Go through the steps. Raises AssertionError; KeyboardInterrupt after a signal."""
         steps = (
             ("The agent waits for the service, registers it and sends heartbeats", self.begins),
             ("The registry forgets the service", self.record_is_lost),
@@ -173,13 +137,12 @@ class Demo:
 
     def begins(self) -> None:
         show = self.screen.show
-        self.registry.start(f"--ttl={TTL:g}")
-        self.service.port = ToyService().port  # a free one
-        show(f"The registry is at {self.registry.url}, the service will be at {self.service.url}.")
+        self.start_registry()
+        show(f"The registry is at {self.address}, the service will be at {self.service.url}.")
         self.agent = Agent(
             self.screen,
             HEARTBEAT_INTERVAL=f"{INTERVAL:g}",
-            REGISTRY_URL=self.registry_url,
+            REGISTRY_URL=self.registry.url,
             SERVICE_PORT=self.service.port,
         ).start()
         self.started.callback(self.agent.close)
@@ -222,7 +185,7 @@ class Demo:
         )
 
         began = time.monotonic()
-        self.registry.start(f"--ttl={TTL:g}")
+        self.start_registry()
         self.screen.show("The registry is up again, without any record.")
         seconds = self.until_back(began)
         self.wait_health(r"^registered, last heartbeat")
@@ -265,36 +228,27 @@ class Demo:
     # -- looking and judging
 
     def wait(self, what: str, is_so: Callable[[], T]) -> T:
-        """Return is_so() once it is true.
-
-        Raises StepError when it takes too long, KeyboardInterrupt after a signal.
-        """
+        """Return is_so() once it is true. Raises AssertionError, KeyboardInterrupt at a signal."""
 
         def look() -> T:
             self.stop_at_signal()
-            if self.agent.process.poll() is not None:
-                raise StepError(f"before {what}, the agent exited with code {self.agent.wait()}")
+            code = self.agent.process.poll()
+            assert code is None, f"before {what}, the agent exited with code {code}"
             return is_so()
 
-        try:
-            result = wait_until(look, PATIENCE, what, every=0.1)
-        except AssertionError as error:
-            raise StepError(str(error)) from None
+        result = wait_until(look, PATIENCE, what, every=0.1)
         time.sleep(0.1)  # so that the agent's line about it is shown first
         return result
 
     def until_back(self, began: float, is_so: Callable[[Any], bool] = bool) -> float:
         """Wait for such a record; return the seconds since it began."""
-        self.wait(
-            "the record is back", lambda: is_so(record) if (record := self.record()) else False
-        )
+        self.wait("the record is back", lambda: is_so(found) if (found := self.record()) else False)
         return time.monotonic() - began
 
     def check(self, is_so: bool, what: str) -> None:
-        """Show what is true. Raises StepError where it is not, KeyboardInterrupt after a signal."""
+        """Show what is true. Raises AssertionError, KeyboardInterrupt after a signal."""
         self.stop_at_signal()
-        if not is_so:
-            raise StepError(f"this is not true: {what}")
+        assert is_so, f"this is not true: {what}"
         self.screen.passed(what)
 
     def stop_at_signal(self) -> None:
@@ -313,20 +267,30 @@ class Demo:
 
     # -- the registry
 
-    @property
-    def registry_url(self) -> str:
-        """What REGISTRY_URL is set to."""
-        return self.registry.url
+    def new_registry(self) -> Any:
+        """Return it, not yet started."""
+        return Program("registry", ToyService().port)
+
+    def start_registry(self) -> None:
+        """Start it, empty."""
+        self.registry.start(f"--ttl={TTL:g}")
+
+    def ask(self, path: str, method: str = "GET", payload: object = None) -> Any:
+        """Send the registry a request; return the answer, decoded where it is JSON."""
+        with requests.Session() as session:
+            session.trust_env = False
+            answer = session.request(method, self.address + path, json=payload, timeout=PATIENCE)
+        return answer.json() if answer.text.startswith(("{", "[")) else answer.text
 
     def record(self) -> dict[str, Any]:
         """Return the service's record in the registry, nothing where there is none."""
-        found = self.registry.ask("GET", f"/services/{NAME}")
+        found = self.ask(f"/services/{NAME}")
         return found if "endpoint" in found else {}
 
     def forget(self) -> None:
         """Have the registry lose the record."""
-        self.registry.ask("POST", "/_control", {"forget": NAME})
-        self.screen.command(f"""curl -d '{{"forget": "{NAME}"}}' {self.registry.url}/_control""")
+        self.ask("/_control", "POST", {"forget": NAME})
+        self.screen.command(f"""curl -d '{{"forget": "{NAME}"}}' {self.address}/_control""")
 
     def is_refreshed(self) -> bool:
         """Tell whether a heartbeat has come since the registration, by the times in the record."""
@@ -335,18 +299,16 @@ class Demo:
 
     def show_record(self) -> None:
         """Show what the registry answers to those who ask for the service, one field a line."""
-        found = self.registry.ask("GET", f"/services/{NAME}").items()
+        found = self.ask(f"/services/{NAME}").items()
         fields = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in found)
-        self.screen.command(f"curl {self.registry.url}/services/{NAME}", f"{{\n{fields}\n}}")
+        self.screen.command(f"curl {self.address}/services/{NAME}", f"{{\n{fields}\n}}")
 
     def count(self, operation: str) -> int:
         """Return how many requests of a kind the registry has got since its start."""
-        return int(self.registry.ask("GET", "/_control")["counts"].get(operation, 0))
+        return int(self.ask("/_control")["counts"].get(operation, 0))
 
     def refused_heartbeats(self) -> int:
-        metrics = self.registry.ask("GET", "/metrics")
-        found = re.search(r'operation="heartbeat",status="error"} (\d+)', metrics)
-        return int(found[1]) if found else 0
+        return self.agent.count("Service not found .404.")
 
 
 class ConsulDemo(Demo):
@@ -354,13 +316,16 @@ class ConsulDemo(Demo):
 
     REFRESHED = "it has passed for longer than its TTL"
 
-    @property
-    def registry_url(self) -> str:
-        return f"consul://127.0.0.1:{self.registry.port}"
+    def new_registry(self) -> ConsulAgent:
+        directory = self.started.enter_context(tempfile.TemporaryDirectory(prefix="consul-"))
+        return ConsulAgent(Path(directory))
+
+    def start_registry(self) -> None:
+        self.registry.start(empty=True).wait_leader()
 
     def found(self) -> dict[str, Any]:
         """Return what those who look for the service get, nothing where it does not pass."""
-        records = self.registry.ask("GET", f"/v1/health/service/{NAME}?passing")
+        records = self.ask(f"/v1/health/service/{NAME}?passing")
         return dict(records[0]["Service"]) if isinstance(records, list) and records else {}
 
     def record(self) -> dict[str, Any]:
@@ -372,8 +337,8 @@ class ConsulDemo(Demo):
 
     def forget(self) -> None:
         path = f"/v1/agent/service/deregister/{self.found()['ID']}"
-        self.registry.ask("PUT", path)
-        self.screen.command(f"curl -X PUT {self.registry.url}{path}")
+        self.ask(path, "PUT")
+        self.screen.command(f"curl -X PUT {self.address}{path}")
 
     def is_refreshed(self) -> bool:
         return self.count("heartbeat") > TTL / INTERVAL + 1 and bool(self.record())
@@ -382,14 +347,11 @@ class ConsulDemo(Demo):
         keys = ("ID", "Address", "Port", "Meta")
         shown = {key: value for key, value in self.found().items() if key in keys}
         lines = json.dumps([shown] if shown else [], indent=2)
-        self.screen.command(f"curl '{self.registry.url}/v1/health/service/{NAME}?passing'", lines)
+        self.screen.command(f"curl '{self.address}/v1/health/service/{NAME}?passing'", lines)
 
     def count(self, operation: str) -> int:
         words = {"register": "registered succ", "heartbeat": "Heartbeat acc"}
         return self.agent.count(words.get(operation, "deregistered$"))
-
-    def refused_heartbeats(self) -> int:
-        return self.agent.count("Service not found .404.")
 
 
 def main() -> int:
@@ -402,7 +364,7 @@ def main() -> int:
     if with_consul and shutil.which("consul") is None:
         screen.failed("there is no consul on the PATH")
         return 1
-    demo = ConsulDemo(screen, ConsulPeer()) if with_consul else Demo(screen, Peer("registry"))
+    demo = (ConsulDemo if with_consul else Demo)(screen)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: demo.signals.append(number))
     try:
@@ -413,7 +375,12 @@ def main() -> int:
     except BrokenPipeError:  # the output's reader has gone; Python's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except (StepError, ProgramError, AssertionError, subprocess.SubprocessError) as error:
+    except (
+        AssertionError,
+        ProgramError,
+        requests.RequestException,
+        subprocess.SubprocessError,
+    ) as error:
         screen.failed(f"{demo.step}: {error}")
         return 1
     screen.passed(f"Everything worked, in {time.monotonic() - began:.0f} s.")

@@ -5,16 +5,19 @@
 
 import json
 import re
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 import agent
+from kit.parts import read
 from kit.peers.registry import DIALECTS, Registry
 from kit.peers.service import ToyService
-from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, run_agent, wait_until
+from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, wait_until
 
 NOWHERE = "no-such-host.invalid"
 TOKEN = "s3cret-token"
@@ -25,30 +28,21 @@ class Place:
 
     def __init__(self, file: Path, log: pytest.LogCaptureFixture) -> None:
         self.service, self.registry, self.file, self.log = ToyService(), Registry(), file, log
-        self.settings = {
-            "SERVICE_NAME": NAME,
-            "SERVICE_HOST": "127.0.0.1",
-            "SERVICE_PORT": str(self.service.port),
-            "REGISTRY_URL": self.registry.url,
-            "HEARTBEAT_FILE": str(file),
-        }
 
     def look(self, code: int, **others: object) -> list[str]:
         """Look as --check does, with other settings; return the lines. Here is its exit code."""
         self.log.clear()
         for peer in (self.service, self.registry):
             peer.requests.clear()
-        variables = self.settings | {name: str(value) for name, value in others.items()}
-        settings = agent.read_settings(variables)
-        check = agent.Check(settings, agent.Signals())
-        assert check.run(agent.doubts_about(settings, variables)) == code, self.log.messages
+        settings = read(self.registry, self.service, **{"HEARTBEAT_FILE": self.file} | others)
+        assert agent.Check(settings, agent.Signals()).run([]) == code, self.log.messages
         self.assert_unchanged()
         return self.log.messages
 
     def faults(self, **others: object) -> list[str]:
         """Return what a look finds that is not fine, without those words."""
-        found = [line.split(": not fine: ") for line in self.look(1, **others)]
-        return [f"{line[0]}: {line[1]}" for line in found if len(line) > 1]
+        found = [line.partition(": not fine: ") for line in self.look(1, **others)]
+        return [f"{what}: {why}" for what, is_fault, why in found if is_fault]
 
     def assert_unchanged(self) -> None:
         """Check that it has asked each once, and left everything as it was."""
@@ -73,50 +67,24 @@ def place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Place]:
 
 
 def test_all_is_well(place: Place) -> None:
-    done = run_agent(place.settings, "--check")
-    assert done.returncode == 0
-    assert done.stdout.splitlines() == [
-        "settings: fine",
+    settings = {"HEARTBEAT_FILE": place.file, "SERVICE_NAME": "UP", "HEARTBEAT_INTERVAL": 31}
+    sidecar = Sidecar(place.registry, place.service, **settings)
+    sidecar.script.append("--check")
+    with sidecar:
+        assert sidecar.wait() == 0
+    doubts = [line.partition("=")[0] for line in sidecar.lines[:2]]
+    assert doubts == [f"settings: fine, but {n}" for n in ("HEARTBEAT_INTERVAL", "SERVICE_NAME")]
+    assert sidecar.lines[2:] == [
         f"HEARTBEAT_FILE, {place.file}: fine, it can be written",
         "SERVICE_HOST, 127.0.0.1: fine, at 127.0.0.1",
         f"http probe of {place.service.url}/health: fine",
         "REGISTRY_URL, 127.0.0.1: fine, at 127.0.0.1",
-        f"list of {place.registry.url}: fine, {NAME} is not yet listed",
+        f"list of {place.registry.url}: fine, UP is not yet listed",
         "token: fine, none is set, and none is asked for",
     ]
-    assert place.service.count("health") == 1
+    assert place.look(0)[0] == "settings: fine"
+    assert place.service.count("health") == 2
     place.assert_unchanged()
-
-
-def test_a_health_file_that_takes_no_bytes_is_a_fault_and_nothing_is_left_of_the_trial(
-    place: Place,
-) -> None:
-    """With such a limit a file can be made, but not written: like a full file system."""
-    settings = {"HEARTBEAT_FILE": place.file, "SERVICE_NAME": "UP", "HEARTBEAT_INTERVAL": 31}
-    sidecar = Sidecar(place.registry, place.service, **settings)
-    sidecar.python = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *sidecar.python]
-    sidecar.script.append("--check")
-    with sidecar:
-        assert sidecar.wait() == 1
-    assert sidecar.count("HEARTBEAT_FILE.*: not fine: ") == sidecar.count("not fine") == 1
-    assert sidecar.lines[0].startswith("settings: fine, but HEARTBEAT_INTERVAL=31: ")
-    assert sidecar.lines[1].startswith("settings: fine, but SERVICE_NAME=UP: ")
-    place.assert_unchanged()
-
-
-def test_bad_settings_are_all_told_and_nobody_is_asked(place: Place) -> None:
-    bad = {
-        "SERVICE_NAME": "",
-        "HEARTBEAT_INTERVAL": "x",
-        "LOG_FORMAT": "json",
-        "LOG_LEVEL": "ERROR",
-    }
-    done = run_agent(place.settings | bad, "--check")
-    assert done.returncode == 2
-    told = [line.split(": ")[:2] for line in done.stdout.splitlines()]
-    problems = ["SERVICE_NAME is not set", "HEARTBEAT_INTERVAL=x"]
-    assert told == [["Bad setting", problem] for problem in problems]
-    assert place.registry.connections == place.service.connections == 0
 
 
 def test_it_stops_at_ctrl_c(place: Place) -> None:
@@ -130,16 +98,16 @@ def test_it_stops_at_ctrl_c(place: Place) -> None:
         assert "Traceback" not in sidecar.log
 
 
-def test_a_sidecar_that_runs_is_told_and_its_health_file_is_left_as_it_is(place: Place) -> None:
-    with Sidecar(place.registry, place.service, HEARTBEAT_INTERVAL=30) as sidecar:
-        sidecar.wait_health("^registered")
-        file = sidecar.heartbeat_file
-        sidecar.process.send_signal(signal.SIGSTOP)  # so that nobody else writes
-        before = file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns
-        lines = place.look(0, HEARTBEAT_FILE=file)
-        assert f"list of {place.registry.url}: fine, {NAME} is already listed" in lines
-        assert (file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns) == before
-        assert [each.name for each in file.parent.glob("heartbeat*")] == [file.name]
+def test_a_record_and_a_health_file_that_are_there_are_told_and_left(place: Place) -> None:
+    record = {"service_name": NAME, "endpoint": "http://a", "health_endpoint": "/", "metadata": {}}
+    requests.post(f"{place.registry.url}/register", json=record, timeout=10).raise_for_status()
+    file = place.file.with_name("health")
+    file.write_text("of a sidecar that runs")
+    before = file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns
+    lines = place.look(0, HEARTBEAT_FILE=file)
+    assert f"list of {place.registry.url}: fine, {NAME} is already listed" in lines
+    assert (file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns) == before
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
 
 
 # ---- what it finds
@@ -189,13 +157,6 @@ def test_other_kinds_of_probe(place: Place) -> None:
         assert place.service.count() == 0
     place.service.stop()
     place.look(0, SERVICE_HEALTH_CHECK="none")
-    try:
-        service = ToyService("::1").start()
-    except OSError:  # no IPv6 here
-        return
-    with service:
-        lines = place.look(0, SERVICE_HOST="::1", SERVICE_PORT=service.port)
-        assert f"http probe of http://[::1]:{service.port}/health: fine" in lines
 
 
 def test_a_health_file_that_cannot_be_written_is_a_fault(place: Place, tmp_path: Path) -> None:
@@ -203,6 +164,13 @@ def test_a_health_file_that_cannot_be_written_is_a_fault(place: Place, tmp_path:
     for path in (tmp_path / "none" / "heartbeat", tmp_path / "file" / "heartbeat", tmp_path):
         (line,) = place.faults(HEARTBEAT_FILE=path)
         assert line.startswith(f"HEARTBEAT_FILE, {path}: ")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # can be made, but not written
+    try:
+        (line,) = place.faults()  # and nothing is left of the trial
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert line.startswith(f"HEARTBEAT_FILE, {place.file}: ")
 
 
 def test_each_name_that_does_not_resolve_is_told_and_nothing_is_asked_there(place: Place) -> None:

@@ -1,4 +1,4 @@
-"""Consul behind the same states: the embedded one, and the real one where there is a `consul`.
+"""A real Consul, where there is one, behind the same states.
 
 What is sent, and what its answers mean: unit/test_consul.py. The real one with losses, outages and
 a dead service: the demo, in docs/test_demo.py.
@@ -10,47 +10,18 @@ from pathlib import Path
 import pytest
 
 from kit.consul import MASTER, ConsulAgent
-from kit.peers.consul import Consul
-from kit.peers.server import Peer
 from kit.peers.service import ToyService
-from kit.sidecar import FOREVER, Sampler, Sidecar, odd_lines, wait_until
+from kit.sidecar import Sampler, Sidecar, wait_until
 
+pytestmark = pytest.mark.slow
 NO_LEADER = ('""', "No cluster leader")
 REMOVED = "Service not found \\(404\\): the registry has lost the record"
 
 
-def own_id(service: Peer) -> str:
+def own_id(service: ToyService) -> str:
     return f"osint_service-127.0.0.1-{service.port}"
 
 
-def test_losses_and_others_are_told_and_no_token(service: ToyService) -> None:
-    """With a maintenance on the record, which outlives the sidecar."""
-    with Consul(wording="old with ACLs", token="secret") as consul:
-        settings = {"REGISTRY_URL": consul.consul_url, "REGISTRY_TOKEN": "secret"}
-        with Sidecar(None, service, **settings) as sidecar:
-            sidecar.wait_for("Heartbeat accepted")
-            other = {"Service": "another", "Address": "127.0.0.1", "Port": 1}
-            consul.play("get", ["status", 200, other], times=FOREVER)
-            consul.records.clear()
-            sidecar.wait_for(REMOVED)
-            sidecar.wait_registered(times=2)
-            record = own_id(service)
-            sidecar.wait_for(
-                f" WARNING The record {record} is another's .another 127.0.0.1 1.: give"
-            )
-            consul.others[record] = {f"_service_maintenance:{record}": "critical"}
-            sidecar.assert_stops()
-            assert sidecar.count("Service taken out of traffic") == 1
-            assert sidecar.count("Service registered successfully") == 2  # the other is no loss
-            assert "secret" not in sidecar.log
-            assert odd_lines(sidecar.lines) == []
-        assert not any("secret" in str(request.headers) for request in service.requests)
-
-
-# ---- the real one
-
-
-@pytest.mark.slow
 def test_replicas_stand_side_by_side_and_a_lost_leader_costs_no_heartbeat(tmp_path: Path) -> None:
     """Each comes and goes for itself. One of two servers alone is no leader."""
     with (
@@ -86,7 +57,6 @@ def test_replicas_stand_side_by_side_and_a_lost_leader_costs_no_heartbeat(tmp_pa
             assert not two.count("WARNING|ERROR")
 
 
-@pytest.mark.slow
 def test_maintenance_and_an_operator_s_check_outlive_all_that_the_sidecar_does(
     tmp_path: Path, service: ToyService
 ) -> None:
@@ -118,6 +88,7 @@ def test_maintenance_and_an_operator_s_check_outlive_all_that_the_sidecar_does(
             wait_until(lambda: stays("passing"))
             assert consul.passing() == []
             sidecar.assert_stops()  # and one of the sidecar
+            assert sidecar.count("Service taken out of traffic") == 1
             assert stays("critical")
         with Sidecar(None, service, **settings) as sidecar:
             sidecar.wait_registered()
@@ -130,7 +101,6 @@ def test_maintenance_and_an_operator_s_check_outlive_all_that_the_sidecar_does(
             assert sidecar.count("Service deregistered") == 1
 
 
-@pytest.mark.slow
 def test_acls_ask_for_the_token_and_the_log_says_which_variable_to_set(
     tmp_path: Path, service: ToyService
 ) -> None:

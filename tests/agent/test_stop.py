@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: exit 0 within 3 s in every state, deregistered where the registry answers.
+"""SIGTERM and SIGINT: exit 0 within 3 s in any wait, deregistered where the registry answers.
 
 Then DRAIN_SECONDS: it lives on while callers notice that the record is gone.
 """
@@ -19,107 +19,67 @@ from kit.peers.service import ToyService
 from kit.sidecar import FOREVER, NAME, STOP_PROMISE, Sidecar, wait_until
 from kit.stage import Stage
 
-SERVICE, REGISTRY = "service.test", "registry.test"  # the names on a stage
+HOST = "registry.test"  # on a stage
 
-# ---- in every state
+# ---- whatever it waits for; in every state, with a clock that jumps: unit/test_loop.py
 
 
-class State(NamedTuple):
-    """How a state is reached, and what is left of it.
+class Wait(NamedTuple):
+    """Where a signal meets the agent.
 
-    Args: what is awaited, one of `counts` below or a line of the log; what the peers do before the
-    start, and once it is registered, each a method and its arguments; whether a record is taken
-    back; the interval; the name whose look-up hangs; the signal.
+    Args: what is awaited, one of `counts` below or a line of the log; what a peer does before the
+    start, a method and its arguments; whether there is a record, which is taken back; the signal.
     """
 
     until: str
-    before: Sequence[Sequence[object]] = ()
-    after: Sequence[Sequence[object]] = ()
+    before: Sequence[object] = ()
     taken_back: bool = False
-    interval: float = 30
-    held: str = ""
     number: int = signal.SIGTERM
 
 
-ILL = ("service.play", "health", "status_503", FOREVER)
-REFUSING = ("registry.play", "register", "status_503", FOREVER)
-STATES = {
-    "waiting": State("Waiting for the service", [ILL], number=signal.SIGINT),
-    "in a probe": State("probe", [("service.pause",)]),
-    "looking the service up": State("question", held=SERVICE),
-    "looking the registry up": State("question", held=REGISTRY),
-    "in a TLS handshake": State("connection", [("registry.pause",)]),
-    "in a registration": State("register", [("registry.play", "register", "hang", FOREVER)]),
-    "backing off": State("Registration failed .attempt 2", [("registry.stop",)]),
-    "registered": State("heartbeat loop", taken_back=True, number=signal.SIGINT),
-    "in a heartbeat": State(
-        "heartbeat",
-        [("registry.play", "heartbeat", "drip_body", FOREVER)],
-        taken_back=True,
-        interval=6,
+WAITS = {
+    "a pause": Wait("Waiting for the service", ("service.play", "health", "status_503", FOREVER)),
+    "a look-up": Wait("question"),
+    "a probe": Wait("probe", ("service.pause",), number=signal.SIGINT),
+    "a TLS handshake": Wait("connection", ("registry.pause",)),
+    "a registration": Wait("register", ("registry.play", "register", "hang", FOREVER)),
+    "a backoff": Wait("Registration failed .attempt 2", ("registry.stop",)),
+    "a heartbeat": Wait(
+        "heartbeat", ("registry.play", "heartbeat", "drip_body", FOREVER), taken_back=True
     ),
-    "registering again": State(  # what was once accepted is taken back, whatever came of it since
-        "failed .attempt 2", after=[REFUSING, ("registry.forget",)], taken_back=True, interval=0.5
-    ),
-    "service down": State(
-        "Service is DOWN", after=[("service.stop",)], taken_back=True, interval=2
-    ),
-    "registry gone": State("heartbeat loop", after=[("registry.stop",)]),
+    "the next slot": Wait("heartbeat loop", taken_back=True, number=signal.SIGINT),
 }
 
 
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("name", WAITS)
 def test_it_stops(service: ToyService, tmp_path: Path, name: str) -> None:
     """Where nothing is taken back, nobody drains."""
-    state = STATES[name]
+    until, before, taken_back, number = WAITS[name]
     tls = certificate(tmp_path, "127.0.0.1")[0] if "TLS" in name else None
     with Registry(ttl=4.0, tls=tls) as registry:
-        peers = {"registry": registry, "service": service}
-
-        def do(deeds: Sequence[Sequence[object]]) -> None:
-            for deed, *arguments in deeds:
-                peer, _, method = str(deed).partition(".")
-                getattr(peers[peer], method)(*arguments)
-
-        sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=state.interval)
-        sidecar.settings["DRAIN_SECONDS"] = 0 if state.taken_back else 60
+        sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=6 if taken_back else 30)
+        sidecar.settings["DRAIN_SECONDS"] = 0 if taken_back else 60
         counts = {
             "probe": lambda: service.connections,
             "connection": lambda: registry.connections,
             "register": lambda: registry.count("register"),
             "heartbeat": lambda: registry.count("heartbeat"),
         }
-        if state.held:
-            place = "SERVICE_HOST" if state.held == SERVICE else "REGISTRY_URL"
-            url = f"http://{REGISTRY}:{registry.port}"
-            sidecar.settings[place] = SERVICE if state.held == SERVICE else url
-            stage = Stage(sidecar, names={state.held: ["127.0.0.1"]}, held=[state.held])
-            counts["question"] = lambda: len(stage.questions(state.held))
-        do(state.before)
+        if until == "question":
+            sidecar.settings["REGISTRY_URL"] = f"http://{HOST}:{registry.port}"
+            stage = Stage(sidecar, names={HOST: ["127.0.0.1"]}, held=[HOST])
+            counts["question"] = lambda: len(stage.questions(HOST))
+        if before:
+            peer, _, method = str(before[0]).partition(".")
+            getattr({"registry": registry, "service": service}[peer], method)(*before[1:])
         with sidecar:
-            if state.after:
-                sidecar.wait_registered()
-                do(state.after)
-            wait_until(counts.get(state.until, lambda: sidecar.count(state.until)))
+            wait_until(counts.get(until, lambda: sidecar.count(until)))
             time.sleep(0.3)  # so that it waits for an answer, where it is to wait
-            sidecar.assert_stops(state.number)
-            assert registry.count("deregister") == state.taken_back
-            assert sidecar.count("Service deregistered") == state.taken_back
-            assert not sidecar.count("Draining")
-            assert sidecar.count("Deregistration failed") == (name == "registry gone")
-            assert not state.taken_back or registry.record(NAME) is None
-
-
-@pytest.mark.parametrize("delay", [0.08, 0.3])
-def test_a_signal_at_any_moment_of_the_start_never_gets_lost(
-    registry: Registry, service: ToyService, delay: float
-) -> None:
-    """Before Python has run its first line the signal kills it, as good outside a container."""
-    with Sidecar(registry, service) as sidecar:
-        time.sleep(delay)
-        code, seconds = sidecar.stop()
-        assert code in (0, -signal.SIGTERM)
-        assert seconds < STOP_PROMISE
+            sidecar.assert_stops(number)
+            assert registry.count("deregister") == taken_back
+            assert sidecar.count("Service deregistered") == taken_back
+            assert not sidecar.count("Draining|Deregistration failed")
+            assert not taken_back or registry.record(NAME) is None
 
 
 # ---- signals that mean nothing, and more signals than one

@@ -29,16 +29,11 @@ TLS_LIMIT = Sizes(14_200_000, 6_100_000)
 
 def sizes(client: docker.DockerClient, image: str) -> Sizes:
     """Return the sizes of an image, by its id or name."""
-    with archive(b"".join(client.images.get(image).save())) as saved:
+    with tarfile.open(fileobj=io.BytesIO(b"".join(client.images.get(image).save()))) as saved:
         layers = json.loads(content_of(saved, "manifest.json"))[0]["Layers"]
         each = [layer_sizes(content_of(saved, layer)) for layer in layers]
     on_disk, compressed = zip(*each, strict=True)
     return Sizes(sum(on_disk), sum(compressed))
-
-
-def archive(content: bytes) -> tarfile.TarFile:
-    """Open what is a tar."""
-    return tarfile.open(fileobj=io.BytesIO(content))
 
 
 def content_of(saved: tarfile.TarFile, name: str) -> bytes:
@@ -51,5 +46,5 @@ def content_of(saved: tarfile.TarFile, name: str) -> bytes:
 def layer_sizes(content: bytes) -> Sizes:
     """Return the sizes of a layer as the engine saves it: tar, compressed on newer engines."""
     content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    with archive(content) as files:
+    with tarfile.open(fileobj=io.BytesIO(content)) as files:
         return Sizes(sum(file.size for file in files), len(gzip.compress(content, 9)))

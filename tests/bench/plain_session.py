@@ -20,18 +20,13 @@ def beat(session: requests.Session, service: str, registry: str) -> None:
     session.post(f"{registry}/heartbeat", json=NAME, timeout=10).raise_for_status()
 
 
-def main(service: str, registry: str, rounds: int) -> None:
-    """Register, and measure so many rounds."""
+if __name__ == "__main__":
+    service, registry, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
     session = requests.Session()
     record = NAME | {"endpoint": service, "health_endpoint": "/health", "metadata": {}}
     session.post(f"{registry}/register", json=record, timeout=10).raise_for_status()
-    for _ in range(WARM_UP):
-        beat(session, service, registry)
-    before = time.process_time()
-    for _ in range(rounds):
+    for number in range(WARM_UP + rounds):
+        if number == WARM_UP:
+            before = time.process_time()
         beat(session, service, registry)
     print((time.process_time() - before) / rounds)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

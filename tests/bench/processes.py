@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import psutil
-from docker.models.containers import Container
 
 from containers.engine import RUN, Images, MissingError, connect, sweep, unique
 from kit.program import Program
@@ -62,19 +61,64 @@ def run_peers() -> Iterator[Peers]:
         yield Peers(service.url, registry.url)
 
 
+class Version:
+    """A version of the sidecar: a checkout of this project, from source or in its image."""
+
+    def __init__(self, root: Path, images: Images | None = None, name: str = "") -> None:
+        """Args: with the images of a run, one is built; its name."""
+        self.root, self.images, self.name = root, images, name
+        self.where = "in the image" if images else "from source"
+        self.tests, self.home = ("/tests", "/app") if images else (str(TESTS), str(root))
+        self.tag = images.build(name, root) if images else ""
+
+    def command(self, *script: str, options: tuple[str, ...] = ()) -> list[str]:
+        """Return what runs a script in Python, the agent without one. Args: of `docker run`."""
+        if not self.images:
+            return [sys.executable, "-I", *(script or [f"{self.home}/agent.py"])]
+        entry = ["--entrypoint=python"] if script else []
+        return [*DOCKER_RUN, *options, *entry, self.tag, *(["-I", *script] if script else [])]
+
+    def fast_agent(self, renews: bool = False, **settings: Any) -> "Subject":
+        """Return the agent with a clock that jumps over its pauses."""
+        return Subject(self, f"{self.tests}/kit/clock.py", self.home, renews=renews, **settings)
+
+
 class Subject(Sidecar):
-    """A sidecar to measure: a command with these settings."""
+    """A sidecar to measure; one in a container shares the network of this machine.
 
-    beats = 0  # heartbeats accepted so far
+    Args: its version; a script and its arguments in place of the agent; whether its token and its
+    probe headers change on disk after each heartbeat; settings.
+    """
 
-    def __init__(self, *command: str, **settings: Any) -> None:
+    def __init__(
+        self, version: Version, *script: str, renews: bool = False, **settings: Any
+    ) -> None:
         super().__init__(**settings)
-        self.python, self.script = [], list(command)
+        self.images, self.name, self.beats = version.images, unique("bench"), 0
+        self.secrets: dict[Path, str] = {}
+        if renews:
+            token, headers = (Path(self.directory.name, name) for name in ("token", "headers"))
+            self.secrets = {token: "{}", headers: "Authorization: Bearer {}"}
+            self.settings |= {"REGISTRY_TOKEN_FILE": token, "SERVICE_HEALTH_HEADERS_FILE": headers}
+            self.renew()
+        options: list[str] = []
+        if self.images:
+            self.settings["HEARTBEAT_FILE"] = "/tmp/heartbeat"
+            options = [f"--name={self.name}", f"--label={RUN}={self.images.run}"]
+            options += [f"--env={name}" for name in self.settings]
+        self.python, self.script = [], version.command(*script, options=(*options,))
+
+    def renew(self) -> None:
+        """Write the secrets anew."""
+        for path, form in self.secrets.items():
+            path.write_text(form.format(secrets.token_hex(450)))
 
     def heard(self, line: str) -> None:
-        """Take one line of the log, and count the heartbeats."""
+        """Take one line of the log, and count the heartbeats that were accepted."""
         super().heard(line)
-        self.beats += "Heartbeat accepted" in line
+        if "Heartbeat accepted" in line:
+            self.beats += 1
+            self.renew()
 
     def wait_beats(self, times: int, timeout: float) -> None:
         """Wait for so many heartbeats. Raises AssertionError, too where the process ends."""
@@ -84,116 +128,28 @@ class Subject(Sidecar):
             assert self.process.poll() is None, f"the agent has ended\n{self.lines[-5:]}"
             time.sleep(0.1)
 
-
-class Renewed(Subject):
-    """A sidecar whose token and probe headers change after each heartbeat, on disk."""
-
-    FORMS = (
-        ("REGISTRY_TOKEN_FILE", "{}"),
-        ("SERVICE_HEALTH_HEADERS_FILE", "Authorization: Bearer {}"),
-    )
-
-    def __init__(self, *command: str, **settings: Any) -> None:
-        super().__init__(*command, **settings)
-        self.settings |= {name: f"{self.directory.name}/{name}" for name, _ in self.FORMS}
-        self.renew()
-
-    def renew(self) -> None:
-        """Write both anew."""
-        for name, form in self.FORMS:
-            Path(self.directory.name, name).write_text(form.format(secrets.token_hex(450)))
-
-    def heard(self, line: str) -> None:
-        """Take one line of the log."""
-        super().heard(line)
-        if "Heartbeat accepted" in line:
-            self.renew()
-
-
-class Contained(Subject):
-    """A sidecar in a container, which shares the network of this machine.
-
-    Args: the images; the tag of one; a script and its arguments to run instead of the image's own;
-    settings.
-    """
-
-    def __init__(self, images: Images, tag: str, *script: str, **settings: Any) -> None:
-        super().__init__(**settings | {"HEARTBEAT_FILE": "/tmp/heartbeat"})
-        self.client, self.name = images.client, unique("bench")
-        variables = [f"--env={name}" for name in self.settings]
-        self.python = [*DOCKER_RUN, f"--name={self.name}", f"--label={RUN}={images.run}"]
-        own = ["--entrypoint=python", tag, "-I", *script] if script else [tag]
-        self.script = [*variables, *own]
-
     def start(self) -> Self:
-        """Start the container and find its process. Raises NotMeasuredError where it is hidden."""
+        """Start it, and find its process. Raises NotMeasuredError where that is hidden."""
         super().start()
-        self.wait_for(".", timeout=60.0)  # its first line: by then it runs
-        init = self.container().attrs["State"]["Pid"]
-        try:
-            self.child = int(Path(f"/proc/{init}/task/{init}/children").read_text())
-        except (OSError, ValueError) as error:
-            self.close()
-            raise NotMeasuredError("the engine's processes are not to be seen from here") from error
+        self.child = self.process.pid
+        if self.images:
+            self.wait_for(".", timeout=60.0)  # its first line: by then it runs
+            try:
+                self.container = self.images.client.containers.get(self.name)
+                init = psutil.Process(self.container.attrs["State"]["Pid"])
+                self.child = init.children()[0].pid
+            except (psutil.Error, IndexError) as error:
+                self.close()
+                raise NotMeasuredError("the engine's processes are not to be seen here") from error
         return self
-
-    def container(self) -> Container:
-        """Return the container as the engine knows it."""
-        return self.client.containers.get(self.name)
 
     @property
     def pid(self) -> int:
         return self.child
 
 
-class Version:
-    """A version of the sidecar, run from its source, in a checkout of this project."""
-
-    where = "from source"
-    python: tuple[str, ...] = (sys.executable, "-I")
-    tests = str(TESTS)  # the directory, for this Python
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def agent(self, **settings: Any) -> Subject:
-        """Return the agent, not yet started."""
-        return Subject(*self.python, str(self.root / "agent.py"), **settings)
-
-    def fast_agent(self, kind: type[Subject] = Subject, **settings: Any) -> Subject:
-        """Return the agent with a clock that jumps over its pauses."""
-        return kind(*self.python, f"{self.tests}/kit/clock.py", str(self.root), **settings)
-
-
-class Image(Version):
-    """The same, run in its default image."""
-
-    where = "in the image"
-    tests = "/tests"
-
-    def __init__(self, root: Path, images: Images, name: str) -> None:
-        super().__init__(root)
-        self.images, self.name = images, name
-        self.tag = images.build(name, root)
-        self.python = (*DOCKER_RUN, "--entrypoint=python", self.tag, "-I")
-
-    def build_with_tls(self) -> str:
-        """Build the other image, and return its tag."""
-        return self.images.build(f"{self.name}-tls", self.root, "--build-arg", "TLS=1")
-
-    def agent(self, **settings: Any) -> Contained:
-        return Contained(self.images, self.tag, **settings)
-
-    def fast_agent(
-        self,
-        kind: type[Subject] = Subject,  # noqa: ARG002
-        **settings: Any,
-    ) -> Contained:
-        return Contained(self.images, self.tag, "/tests/kit/clock.py", "/app", **settings)
-
-
 @contextlib.contextmanager
-def build_images(roots: list[Path]) -> Iterator[list[Image]]:
+def build_images(roots: list[Path]) -> Iterator[list[Version]]:
     """Build the images of these checkouts; remove them afterwards. Raises NotMeasuredError."""
     try:
         client = connect()
@@ -201,7 +157,7 @@ def build_images(roots: list[Path]) -> Iterator[list[Image]]:
         raise NotMeasuredError(str(missing)) from missing
     images = Images(client, uuid.uuid4().hex[:12])
     try:
-        yield [Image(root, images, f"bench-{number}") for number, root in enumerate(roots)]
+        yield [Version(root, images, f"bench-{number}") for number, root in enumerate(roots)]
     finally:
         sweep(client, images.run)
         images.remove()

@@ -1,6 +1,6 @@
 """The benchmark: what the sidecar costs, as one Markdown table with what is to be reached.
 
-    sh tests/bench.sh [--quick] [--before DIRECTORY] [--output FILE]
+    sh tests/bench.sh [--quick] [--before DIRECTORY]
 
 --before names another checkout of this project, such as a git worktree of an older commit: every
 figure is measured for it, too, in the same run. Needs Linux. Where a Docker engine and the base
@@ -29,11 +29,8 @@ from docker.errors import DockerException
 from bench.cpu import cpu_seconds
 from bench.image_sizes import DEFAULT_LIMIT, TLS_LIMIT, sizes
 from bench.processes import (
-    Contained,
-    Image,
     NotMeasuredError,
     Peers,
-    Renewed,
     Subject,
     Version,
     build_images,
@@ -48,7 +45,6 @@ from kit.sidecar import ROOT
 WARM_UP = 20  # heartbeats before anything is measured
 ON_ONE_CONNECTION = 100  # heartbeats
 T = TypeVar("T")
-V = TypeVar("V", bound=Version)
 
 
 class Scale(NamedTuple):
@@ -76,7 +72,8 @@ class Row(NamedTuple):
 
 
 Rows = Iterator[Row]
-Section = Callable[[Sequence[V], Peers, Scale], Rows]
+Section = Callable[[Sequence[Version], Peers, Scale], Rows]
+Pairs = Sequence[tuple[float, float]]  # what was measured, and what beside it or after it
 
 
 def in_turn(times: int, *measures: Callable[[], T]) -> list[list[T]]:
@@ -85,28 +82,27 @@ def in_turn(times: int, *measures: Callable[[], T]) -> list[list[T]]:
     return [list(found) for found in zip(*rounds, strict=True)]
 
 
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.3g} ms"
-
-
-def beside(
-    figure: str, pairs: Sequence[Sequence[tuple[float, float]]], what: str, most: float
-) -> Row:
+def beside(figure: str, pairs: Sequence[Pairs], what: str, most: float) -> Row:
     """Compare CPU seconds with those of something else, measured each time right beside them.
 
     Args: for each version all pairs of the two; what the second is of; the factor to reach.
     """
     ratios = [median(used / least for used, least in each) for each in pairs]
-    times = [milliseconds(median(used for used, _ in each)) for each in pairs]
-    cells = [f"{used}, {ratio:.2f}x" for used, ratio in zip(times, ratios, strict=True)]
-    least = median(least for each in pairs for _, least in each)
-    return Row(figure, cells, f"≤ {most:g}x", ratios[0] <= most, f"{milliseconds(least)}: {what}")
+    times = [1000 * median(used for used, _ in each) for each in pairs]
+    cells = [f"{used:.3g} ms, {ratio:.2f}x" for used, ratio in zip(times, ratios, strict=True)]
+    least = 1000 * median(least for each in pairs for _, least in each)
+    return Row(figure, cells, f"≤ {most:g}x", ratios[0] <= most, f"{least:.3g} ms: {what}")
+
+
+def at_most(figure: str, values: Sequence[float], form: str, limit: float) -> Row:
+    """Return a row of plain numbers."""
+    cells = [form.format(value) for value in values]
+    return Row(figure, cells, f"≤ {form.format(limit)}", values[0] <= limit)
 
 
 def in_the_image(row: Row, versions: Sequence[Version]) -> Row:
     """Return the row, its aim left out elsewhere: Python starts with less in the image."""
-    is_image = isinstance(versions[0], Image)
-    return row if is_image else row._replace(reach="", reached=None)
+    return row if versions[0].images else row._replace(reach="", reached=None)
 
 
 # ---- from source and in the image
@@ -114,51 +110,46 @@ def in_the_image(row: Row, versions: Sequence[Version]) -> Row:
 
 def round_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
     """CPU for a probe and a heartbeat."""
-    first = versions[0]
-    plain = [*first.python, f"{first.tests}/bench/plain_session.py", *peers, str(scale.rounds)]
+    script = f"{versions[0].tests}/bench/plain_session.py"
+    plain = versions[0].command(script, *peers, str(scale.rounds))
 
     def plain_round() -> float:
         return float(subprocess.run(plain, capture_output=True, timeout=300, check=True).stdout)
 
-    rounds = (functools.partial(agent_round, each, peers, scale.rounds) for each in versions)
+    def agent_round(version: Version) -> float:
+        with version.fast_agent(**peers.settings) as agent:
+            agent.wait_beats(WARM_UP, timeout=60.0)
+            first, before = agent.beats, cpu_seconds(agent.pid)
+            agent.wait_beats(first + scale.rounds, timeout=120.0)
+            return (cpu_seconds(agent.pid) - before) / (agent.beats - first)
+
+    rounds = (functools.partial(agent_round, version) for version in versions)
     least, *each = in_turn(scale.repeats, plain_round, *rounds)
-    figure = f"CPU for a probe and a heartbeat, {first.where}"
+    figure = f"CPU for a probe and a heartbeat, {versions[0].where}"
     pairs = [list(zip(one, least, strict=True)) for one in each]
     row = beside(figure, pairs, "the two calls on a plain requests.Session", 0.85)
     yield in_the_image(row, versions)
 
 
-def agent_round(version: Version, peers: Peers, rounds: int) -> float:
-    """Return the CPU seconds that a sidecar spends on a probe and a heartbeat."""
-    with version.fast_agent(**peers.settings) as agent:
-        agent.wait_beats(WARM_UP, timeout=60.0)
-        first, before = agent.beats, cpu_seconds(agent.pid)
-        agent.wait_beats(first + rounds, timeout=120.0)
-        return (cpu_seconds(agent.pid) - before) / (agent.beats - first)
-
-
 def life_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
     """CPU until registered, and the seconds from SIGTERM to exit."""
-    lives = (functools.partial(life, version, peers) for version in versions)
-    medians = [map(median, zip(*each, strict=True)) for each in in_turn(scale.repeats, *lives)]
-    cpu, stop = zip(*medians, strict=True)
-    where, shown = versions[0].where, list(map(milliseconds, cpu))
-    row = Row(f"CPU until registered, {where}", shown, "≤ 65 ms", cpu[0] <= 0.065)
-    yield in_the_image(row, versions)
-    shown = [f"{seconds:.3f} s" for seconds in stop]
-    yield Row(f"from SIGTERM to exit, idle registry, {where}", shown, "≤ 0.1 s", stop[0] <= 0.1)
 
+    def life(version: Version) -> tuple[float, float]:
+        with Subject(version, **peers.settings) as agent:
+            agent.wait_registered(timeout=60.0)
+            cpu, process = cpu_seconds(agent.pid), psutil.Process(agent.pid)
+            began = time.monotonic()
+            process.terminate()
+            process.wait(10.0)
+            stop = time.monotonic() - began
+            assert agent.wait(30.0) == 0, agent.lines[-1]
+            return cpu, stop
 
-def life(version: Version, peers: Peers) -> tuple[float, float]:
-    """Run a sidecar until it is registered, and stop it; return the seconds of both."""
-    with version.agent(**peers.settings) as agent:
-        agent.wait_registered(timeout=60.0)
-        cpu, process, began = cpu_seconds(agent.pid), psutil.Process(agent.pid), time.monotonic()
-        process.terminate()
-        process.wait(10.0)
-        stop = time.monotonic() - began
-        assert agent.wait(30.0) == 0, agent.lines[-1]
-        return cpu, stop
+    lives = in_turn(scale.repeats, *(functools.partial(life, version) for version in versions))
+    cpu, stop = zip(*(map(median, zip(*each, strict=True)) for each in lives), strict=True)
+    where, ms = versions[0].where, [1000 * seconds for seconds in cpu]
+    yield in_the_image(at_most(f"CPU until registered, {where}", ms, "{:.3g} ms", 65), versions)
+    yield at_most(f"from SIGTERM to exit, idle registry, {where}", stop, "{:.3g} s", 0.1)
 
 
 def growth_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
@@ -170,32 +161,30 @@ def growth_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows
 
 def renewal_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
     """Growth with the number of renewed secrets."""
-    subjects = [version.fast_agent(Renewed, **peers.settings) for version in versions]
+    subjects = [version.fast_agent(renews=True, **peers.settings) for version in versions]
     number = scale.heartbeats // 10
     yield growth_row(f"{number:,} renewed tokens and headers", subjects, number)
 
 
 def growth_row(what: str, subjects: Sequence[Subject], heartbeats: int) -> Row:
     """Measure all of them at once: it does not depend on speed."""
+
+    def growth(subject: Subject) -> tuple[int, int]:
+        """Return by how many kB and file descriptors a sidecar grows over so many heartbeats.
+
+        Those of a tenth come before: until then Python's memory is not yet where it stays.
+        """
+        with subject as agent:
+            agent.wait_beats(heartbeats // 10, timeout=60.0)
+            first, before, files = agent.beats, resident(agent.pid), descriptors(agent.pid)
+            agent.wait_beats(first + heartbeats, timeout=600.0)
+            return (resident(agent.pid) - before) // 1024, descriptors(agent.pid) - files
+
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(functools.partial(growth, heartbeats=heartbeats), subjects))
-    figure, cells = (
-        f"growth over {what}: RSS, file descriptors",
-        [f"{kB} kB, {n}" for kB, n in found],
-    )
-    return Row(figure, cells, "< 256 kB, 0", found[0][0] < 256 and found[0][1] <= 0)
-
-
-def growth(subject: Subject, heartbeats: int) -> tuple[int, int]:
-    """Return by how many kB and file descriptors a sidecar grows over so many heartbeats.
-
-    Those of a tenth come before: until then Python's memory is not yet where it stays.
-    """
-    with subject as agent:
-        agent.wait_beats(heartbeats // 10, timeout=60.0)
-        first, before, files = agent.beats, resident(agent.pid), descriptors(agent.pid)
-        agent.wait_beats(first + heartbeats, timeout=600.0)
-        return (resident(agent.pid) - before) // 1024, descriptors(agent.pid) - files
+        found = list(pool.map(growth, subjects))
+    cells = [f"{kB} kB, {files}" for kB, files in found]
+    reached = found[0][0] < 256 and found[0][1] <= 0
+    return Row(f"growth over {what}: RSS, file descriptors", cells, "< 256 kB, 0", reached)
 
 
 # ---- from source only, and in the image only
@@ -203,55 +192,56 @@ def growth(subject: Subject, heartbeats: int) -> tuple[int, int]:
 
 def wire_rows(versions: Sequence[Version], peers: Peers, _scale: Scale) -> Rows:
     """Bytes and connections to the registry."""
-    lengths, connections = zip(*(wire(version, peers) for version in versions), strict=True)
-    yield Row("bytes of a heartbeat request", lengths, "≤ 200", lengths[0] <= 200)
+    lengths, connections = [], []
+    for version in versions:
+        with Registry() as registry:
+            settings = peers.settings | {"REGISTRY_URL": registry.url}
+            with version.fast_agent(**settings) as agent:
+                agent.wait_beats(ON_ONE_CONNECTION, timeout=60.0)
+        beats = [one for one in registry.requests if one.operation == "heartbeat"]
+        beats = beats[:ON_ONE_CONNECTION]
+        lengths.append(max(beat.size for beat in beats))
+        until = beats[-1].at
+        connections.append(len({one.connection for one in registry.requests if one.at <= until}))
+    yield at_most("bytes of a heartbeat request", lengths, "{}", 200)
     figure = f"TCP connections to the registry for {ON_ONE_CONNECTION} heartbeats"
     yield Row(figure, connections, "1", connections[0] == 1)
 
 
-def wire(version: Version, peers: Peers) -> tuple[int, int]:
-    """Return the bytes of the longest heartbeat request, and how many connections they took."""
-    with Registry() as registry:
-        settings = peers.settings | {"REGISTRY_URL": registry.url}
-        with version.fast_agent(**settings) as agent:
-            agent.wait_beats(ON_ONE_CONNECTION, timeout=60.0)
-    beats = [one for one in registry.requests if one.operation == "heartbeat"][:ON_ONE_CONNECTION]
-    until = beats[-1].at
-    connections = {one.connection for one in registry.requests if one.at <= until}
-    return max(beat.size for beat in beats), len(connections)
-
-
-def size_rows(images: Sequence[Image], _peers: Peers, _scale: Scale) -> Rows:
+def size_rows(versions: Sequence[Version], _peers: Peers, _scale: Scale) -> Rows:
     """Sizes."""
-    builds: dict[str, Callable[[Image], str]] = {"default": lambda image: image.tag}
-    builds["TLS"] = Image.build_with_tls
-    for (words, build), limit in zip(builds.items(), (DEFAULT_LIMIT, TLS_LIMIT), strict=True):
-        found = [sizes(image.images.client, build(image)) for image in images]
+    for words, limit in (("default", DEFAULT_LIMIT), ("TLS", TLS_LIMIT)):
+        found = []
+        for version in versions:
+            assert version.images
+            tag, name = version.tag, f"{version.name}-tls"
+            if words == "TLS":
+                tag = version.images.build(name, version.root, "--build-arg", "TLS=1")
+            found.append(sizes(version.images.client, tag))
         reached = all(size <= most for size, most in zip(found[0], limit, strict=True))
         yield Row(f"image on disk / compressed, {words}", found, f"≤ {limit}", reached)
 
 
-def idle_rows(images: Sequence[Image], peers: Peers, scale: Scale) -> Rows:
+def idle_rows(versions: Sequence[Version], peers: Peers, scale: Scale) -> Rows:
     """Idle memory, and the CPU of a health check."""
+
+    def check(agent: Subject) -> tuple[float, float]:
+        """Return the CPU seconds of a health check, and of a Python without work."""
+        command = "python -I /tests/bench/cpu.py 10 /app/healthcheck.pyc"
+        code, found = agent.container.exec_run(command)
+        assert code == 0, found
+        assert isinstance(found, bytes)
+        used, bare = map(median, zip(*json.loads(found), strict=True))
+        return used, bare
+
     with contextlib.ExitStack() as stack:
-        agents = [stack.enter_context(image.agent(**peers.settings)) for image in images]
+        agents = [stack.enter_context(Subject(version, **peers.settings)) for version in versions]
         for agent in agents:
             agent.wait_registered(timeout=60.0)
-        memory = [resident(agent.pid) for agent in agents]
+        memory = [resident(agent.pid) / 1e6 for agent in agents]
         checks = in_turn(scale.repeats, *(functools.partial(check, agent) for agent in agents))
-    shown = [f"{size / 1e6:.2f} MB" for size in memory]
-    yield Row("memory of an idle container (RSS)", shown, "≤ 16.2 MB", memory[0] <= 16.2e6)
+    yield at_most("memory of an idle container (RSS)", memory, "{:.4g} MB", 16.2)
     yield beside("CPU of a health check, in the image", checks, "python -I -S -c pass", 1.2)
-
-
-def check(agent: Contained) -> tuple[float, float]:
-    """Return the CPU seconds of a health check in the container, and of a Python without work."""
-    command = "python -I /tests/bench/cpu.py 10 /app/healthcheck.pyc"
-    code, found = agent.container().exec_run(command)
-    assert code == 0, found
-    assert isinstance(found, bytes)
-    used, bare = map(median, zip(*json.loads(found), strict=True))
-    return used, bare
 
 
 # ---- the table
@@ -265,18 +255,20 @@ FAILURES = (
 
 def measure(roots: list[Path], scale: Scale, images: bool) -> Rows:
     """Yield every row; where something cannot be measured here, a row that says why."""
+
+    def image_rows() -> Rows:
+        with build_images(roots) as versions:
+            yield from rows_of(IMAGE_SECTIONS, versions, peers, scale)
+
     with run_peers() as peers:
         yield from rows_of(SOURCE_SECTIONS, list(map(Version, roots)), peers, scale)
         if images:
-            yield from explained("the image", image_rows(roots, peers, scale))
+            yield from explained("the image", image_rows())
 
 
-def image_rows(roots: list[Path], peers: Peers, scale: Scale) -> Rows:
-    with build_images(roots) as images:
-        yield from rows_of(IMAGE_SECTIONS, images, peers, scale)
-
-
-def rows_of(sections: Iterable[Section[V]], versions: list[V], peers: Peers, scale: Scale) -> Rows:
+def rows_of(
+    sections: Iterable[Section], versions: list[Version], peers: Peers, scale: Scale
+) -> Rows:
     for section in sections:
         name = f"{(section.__doc__ or '').rstrip('.')}, {versions[0].where}"
         print(f"measuring: {name}", file=sys.stderr)
@@ -307,12 +299,11 @@ def table(rows: Iterable[Row], columns: list[str]) -> str:
 
 def machine() -> str:
     """Say in a few words where this was measured."""
-    linux = f"Linux {platform.release().partition('-')[0]}"
-    words = [f"{os.cpu_count()} cores", platform.machine(), linux]
-    words.append(f"Python {platform.python_version()}")
+    linux, python = platform.release().partition("-")[0], platform.python_version()
+    words = f"{os.cpu_count()} cores, {platform.machine()}, Linux {linux}, Python {python}"
     with contextlib.suppress(MissingError):
-        words.append(f"Docker {connect().version()['Version']}")
-    return ", ".join(words)
+        words += f", Docker {connect().version()['Version']}"
+    return words
 
 
 def main() -> int:
@@ -320,21 +311,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, and no images")
     parser.add_argument("--before", type=Path, metavar="DIRECTORY", help="measure this, too")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there, too")
     options = parser.parse_args()
     if sys.platform != "linux":
         parser.error("it reads /proc, so it needs Linux")
     if options.before and not (options.before / "agent.py").is_file():
         parser.error(f"{options.before} is no checkout of this project")
-    versions = {"now": ROOT} | ({"before": options.before.resolve()} if options.before else {})
-    scale = QUICK if options.quick else FULL
-    rows = list(measure(list(versions.values()), scale, images=not options.quick))
+    roots, scale = [ROOT], QUICK if options.quick else FULL
     command = "sh tests/bench.sh" + " --quick" * options.quick
-    command += " --before DIRECTORY" * (options.before is not None)
-    text = f"Measured by `{command}` on {machine()}:\n\n{table(rows, list(versions))}"
-    print(text, end="")
-    if options.output:
-        options.output.write_text(text)
+    if options.before:
+        roots.append(options.before.resolve())
+        command += " --before DIRECTORY"
+    rows = list(measure(roots, scale, images=not options.quick))
+    print(f"Measured by `{command}` on {machine()}:\n")
+    print(table(rows, ["now", "before"][: len(roots)]), end="")
     return 1 if any(str(row.cells[0]).startswith("failed") for row in rows) else 0
 
 

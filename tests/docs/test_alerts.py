@@ -7,7 +7,7 @@ registries, `alerts.py` tries the same, see tests/long/test_alerts.py.
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
@@ -25,64 +25,57 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Change(NamedTuple):
-    """What a counter of each replica grows by at each scrape, before the situation and after it."""
-
-    operation: str
-    status: str
-    before: float
-    after: float
-
-    def series(self) -> list[dict[str, str]]:
-        """Return the counter at each replica, as promtool writes it."""
-        labels = f'operation="{self.operation}",status="{self.status}"'
-        turn = self.before * BEFORE
-        values = f"0+{self.before}x{BEFORE} {turn + self.after}+{self.after}x{AFTER}"
-        name = "registry_operations_total"
-        return [
-            {"series": f'{name}{{instance="{number}",{labels}}}', "values": values}
-            for number in range(REPLICAS)
-        ]
+def counter(operation: str, status: str, before: float, after: float) -> list[dict[str, str]]:
+    """Return a counter at each replica, which grows so much a scrape before and after it."""
+    labels = f'operation="{operation}",status="{status}"'
+    turn = before * BEFORE
+    values = f"0+{before}x{BEFORE} {turn + after}+{after}x{AFTER}"
+    name = "registry_operations_total"
+    return [
+        {"series": f'{name}{{instance="{number}",{labels}}}', "values": values}
+        for number in range(REPLICAS)
+    ]
 
 
-class Breaker(NamedTuple):
-    """The breaker of one replica."""
-
-    opens: bool
-
-    def series(self) -> list[dict[str, str]]:
-        """Return its gauge."""
-        name = 'registry_circuit_breaker_open{instance="0"}'
-        return [{"series": name, "values": f"0x{BEFORE} {int(self.opens)}x{AFTER}"}]
+def breaker(is_open: int) -> list[dict[str, str]]:
+    """Return the gauge of one replica's breaker, which was closed."""
+    name = 'registry_circuit_breaker_open{instance="0"}'
+    return [{"series": name, "values": f"0x{BEFORE} {is_open}x{AFTER}"}]
 
 
-# 90 services, a heartbeat each in 30 s: one a second at each replica.
-ALL = Change("heartbeat", "success", 15, 15)
-GONE, ONE_GONE = ALL._replace(after=0), ALL._replace(after=15 * 89 / 90)
+def beats(after: float) -> list[dict[str, str]]:
+    """Return the heartbeats of 90 services: one a second at each replica, before the situation."""
+    return counter("heartbeat", "success", 15, after)
+
+
 MISSING, ERRORS, STORE = "RegisteredServicesMissing", "RegistryErrors", "RegistryStoreDown"
 SEVERITIES = {MISSING: "warning", ERRORS: "warning", STORE: "critical"}
-SITUATIONS: dict[str, tuple[list[Change | Breaker], set[str]]] = {
-    "a healthy fleet": ([ALL], set()),
-    "one service of 90 is stopped": ([ONE_GONE], set()),
-    "a third of the sidecars is stopped": ([ALL._replace(after=10)], {MISSING}),
-    "all of them are stopped": ([GONE], {MISSING}),
+ONE_GONE = 15 * 89 / 90
+SITUATIONS: dict[str, tuple[list[dict[str, str]], set[str]]] = {
+    "a healthy fleet": (beats(15), set()),
+    "one service of 90 is stopped": (beats(ONE_GONE), set()),
+    "a third of the sidecars is stopped": (beats(10), {MISSING}),
+    "all of them are stopped": (beats(0), {MISSING}),
     "one sidecar's token is refused, which tries once in 45 s": (
-        [ONE_GONE, Change("register", "error", 0, STEP / 45 / REPLICAS)],
+        beats(ONE_GONE) + counter("register", "error", 0, STEP / 45 / REPLICAS),
         {ERRORS},
     ),
-    "every token is refused": ([GONE, Change("register", "error", 0, 10)], {ERRORS, MISSING}),
+    "every token is refused": (beats(0) + counter("register", "error", 0, 10), {ERRORS, MISSING}),
     "the store is down, and heartbeats are accepted from memory": (
-        [GONE, Change("heartbeat", "cache_mode", 0, 15)],
+        beats(0) + counter("heartbeat", "cache_mode", 0, 15),
         {STORE},
     ),
     "the same, and sidecars register in place of heartbeats": (
-        [GONE, Change("register", "cache_fallback", 0, 15)],
+        beats(0) + counter("register", "cache_fallback", 0, 15),
         {STORE},
     ),
-    "breakers are half open": ([GONE, Change("register", "circuit_breaker_open", 0, 15)], {STORE}),
-    "people ask for single records, which fail": ([ALL, Change("get", "error", 0, 5)], set()),
-    "an open breaker is seen where no sidecar calls": ([ALL, Breaker(opens=True)], {STORE}),
-    "a breaker that is closed": ([ALL, Breaker(opens=False)], set()),
+    "breakers are half open": (
+        beats(0) + counter("register", "circuit_breaker_open", 0, 15),
+        {STORE},
+    ),
+    "people ask for single records, which fail": (beats(15) + counter("get", "error", 0, 5), set()),
+    "an open breaker is seen where no sidecar calls": (beats(15) + breaker(1), {STORE}),
+    "a breaker that is closed": (beats(15) + breaker(0), set()),
 }
 
 
@@ -98,7 +91,7 @@ def promtool(directory: Path, *arguments: str, **files: str) -> None:
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_each_rule_fires_where_it_should_and_only_there(tmp_path: Path, situation: str) -> None:
     """Nothing fires before the situation, and ten minutes after it just these rules do."""
-    changes, names = SITUATIONS[situation]
+    series, names = SITUATIONS[situation]
     firing = [
         {"labels": FIRING[:-1] + f',alertname="{name}",severity="{SEVERITIES[name]}"}}', "value": 1}
         for name in sorted(names)
@@ -108,7 +101,6 @@ def test_each_rule_fires_where_it_should_and_only_there(tmp_path: Path, situatio
         {"expr": FIRING, "eval_time": f"{calm}s", "exp_samples": []},
         {"expr": FIRING, "eval_time": f"{calm + 600}s", "exp_samples": firing},
     ]
-    series = [each for change in changes for each in change.series()]
     test = {"interval": f"{STEP}s", "input_series": series, "promql_expr_test": looks}
     file = {"rule_files": ["rules.yml"], "evaluation_interval": f"{STEP}s", "tests": [test]}
     promtool(tmp_path, "test", "rules", "test.yml", rules=guides_rules(), test=yaml.safe_dump(file))

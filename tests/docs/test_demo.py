@@ -66,10 +66,7 @@ def start_demo(directory: Path, *options: str, tests: Path = TESTS) -> subproces
 
 
 def end_of(demo: subprocess.Popen[str], directory: Path) -> tuple[int, str]:
-    """Return the exit code and what it printed.
-
-    No file and (Linux) no process with its environment is left.
-    """
+    """Return exit code and output. No file and (Linux) no process of its environment is left."""
     output, _ = demo.communicate(timeout=240)
     print(output)  # for the report of a failed test
     assert "Traceback" not in output

@@ -6,7 +6,6 @@ and the seed. How the simulation works is in simulation.py; every row is a run o
 
 import argparse
 import collections
-import functools
 import itertools
 import math
 import os
@@ -119,12 +118,34 @@ def long_run(services: Iterable[int], days: float, loss: float, seed: int) -> Lo
 
 # ---- the tables
 
+BACK = (
+    "after the registry's return|N|busiest second, not yet back|all|busiest 100 ms"
+    "|back: p50|p99|max|calls each until back|never back"
+)
 
-def show(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+
+def back_row(size: int, name: str, seed: int) -> str:
+    found = outcome(size, name, seed)
+    counts = "|".join(f"{number:,}" for number in (size, *found[:3]))
+    times = "|".join(f"{seconds:.1f} s" for seconds in found[3:6])
+    return f"{SCENARIOS[name].title}|{counts}|{times}|{found.calls:.1f}|{found.missing}"
+
+
+def steady_row(size: int, seed: int) -> str:
+    found = steady(size, seed)
+    return f"{size:,}|{found.mean:.1f}|{found.peak:g}|{found.ratio:.2f}"
+
+
+def losses_row(loss: float, parts: Iterable[Losses]) -> str:
+    requests, lost, records, longest = zip(*parts, strict=True)
+    return f"{loss:.1%}|{sum(requests):,}|{sum(lost):,}|{sum(records)}|{max(longest):.1f} s"
+
+
+def show(head: str, rows: Iterable[str]) -> None:
     """Print a table in Markdown, the first column to the left, the others to the right."""
-    lines = [list(map(str, line)) for line in (heads, *rows)]
-    lines.insert(1, [":--", *["--:"] * (len(lines[0]) - 1)])
-    print("".join(f"| {' | '.join(line)} |\n" for line in lines), flush=True)
+    for line in (head, ":--" + "|--:" * head.count("|"), *rows):
+        print(f"| {line.replace('|', ' | ')} |")
+    print(flush=True)
 
 
 def main() -> int:
@@ -132,45 +153,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     sizes = [90, 1000, 10_000, 100_000]
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="of the fleet")
-    parser.add_argument(
-        "--days", type=float, default=30.0, help="of the run with losses (%(default)s)"
-    )
+    days = "of the run with losses (%(default)s)"
+    parser.add_argument("--days", type=float, default=30.0, help=days)
     parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     options = parser.parse_args()
-    seed, began = options.seed, time.monotonic()
-    print(f"Seed {seed}. Heartbeats every {INTERVAL:g} s, TTL {agent.REGISTRY_TTL:g} s.\n")
+    seed, began = itertools.repeat(options.seed), time.monotonic()
+    print(f"Seed {options.seed}. Heartbeats every {INTERVAL:g} s, TTL {agent.REGISTRY_TTL:g} s.\n")
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        pairs = list(itertools.product(options.sizes, SCENARIOS))
-        outcomes = pool.map(outcome, *zip(*pairs, strict=True), itertools.repeat(seed))
-        states = pool.map(functools.partial(steady, seed=seed), options.sizes)
+        pairs = zip(*itertools.product(options.sizes, SCENARIOS), strict=True)
+        back = pool.map(back_row, *pairs, seed)
+        states = pool.map(steady_row, options.sizes, seed)
         each = [[number] for number in range(SERVICES)]
-        losses = [
-            pool.map(functools.partial(long_run, days=options.days, loss=loss, seed=seed), each)
-            for loss in LOSSES
-        ]
-        heads = "after the registry's return|N|busiest second, not yet back|all|busiest 100 ms"
-        heads += "|back: p50|p99|max|calls each until back|never back"
-        rows: list[list[object]] = []
-        for (size, name), found in zip(pairs, outcomes, strict=True):
-            counts = [f"{number:,}" for number in (size, *found[:3])]
-            times = [f"{seconds:.1f} s" for seconds in found[3:6]]
-            title = SCENARIOS[name].title
-            rows.append([title, *counts, *times, f"{found.calls:.1f}", found.missing])
-        show(heads.split("|"), rows)
-        show(
-            ["steady state", "requests a second, mean", "busiest second", "ratio"],
-            [
-                [f"{size:,}", f"{one.mean:.1f}", f"{one.peak:g}", f"{one.ratio:.2f}"]
-                for size, one in zip(options.sizes, states, strict=True)
-            ],
-        )
-        rows = []
-        for loss, parts in zip(LOSSES, losses, strict=True):
-            requests, lost, records, longest = zip(*parts, strict=True)
-            counts = [f"{sum(requests):,}", f"{sum(lost):,}", str(sum(records))]
-            rows.append([f"{loss:.1%}", *counts, f"{max(longest):.1f} s"])
+        every = itertools.repeat(options.days)
+        runs = [pool.map(long_run, each, every, itertools.repeat(loss), seed) for loss in LOSSES]
+        show(BACK, back)
+        show("steady state|requests a second, mean|busiest second|ratio", states)
         head = f"loss ({SERVICES} services, {options.days:g} days)"
-        show([head, "requests", "lost", "records expired", "longest absence"], rows)
+        head += "|requests|lost|records expired|longest absence"
+        show(head, map(losses_row, LOSSES, runs))
     print(f"Took {time.monotonic() - began:.0f} s.")
     return 0
 

@@ -3,6 +3,7 @@
 Each sidecar is a greenlet that runs the agent's own states, as kit/simulated.py has it.
 """
 
+import functools
 import heapq
 import itertools
 import json
@@ -91,7 +92,7 @@ class Registry:
         self.lost = 0  # requests or answers
         self.absences = array("d")  # seconds, of each record that expired
 
-    def exchange(self, name: str, path: str, timeout: float) -> agent.Answer:
+    def exchange(self, name: str, _method: str, path: str, timeout: float) -> agent.Answer:
         """Carry one request there and the answer back, in simulated time."""
         now, trouble = self.world(), self.trouble
         self.arrivals.append(now)
@@ -133,32 +134,17 @@ class Registry:
         return agent.Answer(200)
 
 
-def no_jitter(_low: float, high: float) -> float:
-    """Stand in for random.uniform where a fleet is to move in lockstep for ever."""
-    return high
-
-
 def simulate(size: int, lasts: float, trouble: Trouble, seed: int, jitter: bool = True) -> Registry:
-    """Start that many sidecars in the same instant, let `lasts` seconds pass.
-
-    Return what the registry saw.
-    """
+    """Start so many sidecars in one instant; return what the registry saw in `lasts` seconds."""
     world, chance = World(), random.Random(seed)
     registry = Registry(world, trouble, chance, size)
-
-    def start_sidecar(name: str) -> None:
-        settings = agent.Settings({**SETTINGS.values, "SERVICE_NAME": name})
-
-        def carry(_method: str, path: str, timeout: float) -> agent.Answer:
-            return registry.exchange(name, path, timeout)
-
-        uniform = chance.uniform if jitter else no_jitter
-        world.start(simulated_agent(settings, world, uniform, carry).run)
-
+    uniform = chance.uniform if jitter else max
     logging.disable(logging.CRITICAL)
     try:
-        for number in range(size):
-            start_sidecar(NAME.format(number))
+        for name in map(NAME.format, range(size)):
+            settings = agent.Settings({**SETTINGS.values, "SERVICE_NAME": name})
+            carry = functools.partial(registry.exchange, name)
+            world.start(simulated_agent(settings, world, uniform, carry).run)
         world.run(lasts)
     finally:
         logging.disable(logging.NOTSET)

@@ -12,6 +12,7 @@ from kit.peers.consul import UNKNOWN, Consul
 from kit.sidecar import FOREVER, NAME, STOP_PROMISE
 
 SECRET = {"REGISTRY_TOKEN": "secret"}
+MANY = ",".join(f"k{n}=v" for n in range(65))
 
 
 @pytest.fixture
@@ -47,10 +48,7 @@ def test_where_consul_is_reached(url: str, reached: str) -> None:
         ({"SERVICE_METADATA": "a b=1"}, "SERVICE_METADATA='a b=1': for Consul, set it to"),
         ({"SERVICE_METADATA": "consul-a=1"}, "SERVICE_METADATA=consul-a=1: for Consul"),
         ({"SERVICE_METADATA": "a=" + 180 * "€"}, "SERVICE_METADATA=a=€.*for Consul"),
-        (
-            {"SERVICE_METADATA": ",".join(f"k{n}=v" for n in range(65))},
-            "SERVICE_METADATA=.*at most 64 pairs",
-        ),
+        ({"SERVICE_METADATA": MANY}, "SERVICE_METADATA=.*at most 64 pairs"),
         ({"SERVICE_ID": "a/b"}, "SERVICE_ID=a/b: set it to"),
         ({"REGISTRY_URL": "consul:///"}, "REGISTRY_URL=consul:///: set it to"),
     ],
@@ -60,11 +58,6 @@ def test_what_consul_cannot_take_is_refused_at_start(variables: dict[str, str], 
         read(None, None, **{"REGISTRY_URL": "consul://127.0.0.1:1"} | variables)
     (problem,) = refused.value.args
     assert re.match(named, agent.say_problem(*problem))
-
-
-def test_consul_s_ttl_follows_the_interval_so_a_long_one_is_no_doubt() -> None:
-    variables = {"HEARTBEAT_INTERVAL": "600", "REGISTRY_URL": "consul://consul"}
-    assert agent.doubts_about(read(None, None, **variables), variables) == []
 
 
 # ---- the record

@@ -20,17 +20,17 @@ SECRET = "5f1e0c9ab7d2e386"
 # ---- https
 
 
+UNKNOWN = "certificate refused: unable to get local issuer certificate"
+OTHER = "certificate refused: IP address mismatch, certificate is not valid for '127.0.0.1'"
+
+
 @pytest.mark.parametrize(
     ("host", "settings", "problem"),
     [
         ("127.0.0.1", {"SERVICE_CA_FILE": "CA"}, ""),
         ("10.9.8.7", {"SERVICE_TLS_VERIFY": "false"}, ""),
-        ("127.0.0.1", {}, "certificate refused: unable to get local issuer certificate"),
-        (
-            "10.9.8.7",
-            {"SERVICE_CA_FILE": "CA"},
-            "certificate refused: IP address mismatch, certificate is not valid for '127.0.0.1'",
-        ),
+        ("127.0.0.1", {}, UNKNOWN),
+        ("10.9.8.7", {"SERVICE_CA_FILE": "CA"}, OTHER),
     ],
 )
 def test_an_https_service_is_verified_unless_that_is_switched_off(
@@ -40,13 +40,11 @@ def test_an_https_service_is_verified_unless_that_is_switched_off(
     settings = {name: value.replace("CA", ca_file) for name, value in settings.items()}
     with ToyService(tls=tls) as service, warnings.catch_warnings():
         warnings.simplefilter("error")
-        for place in (
-            {"SERVICE_SCHEME": "https"},
-            {"SERVICE_HEALTH_ENDPOINT": service.url + "/health"},
-        ):
+        elsewhere = {"SERVICE_HEALTH_ENDPOINT": service.url + "/health"}
+        for place in ({"SERVICE_SCHEME": "https"}, elsewhere):
             probes = prober(service, **settings, **place)
             assert probes.probe() == (not problem)
-            assert not problem or probes.problem.startswith(problem)
+            assert probes.problem.startswith(problem)
         assert service.count() == (0 if problem else 2)
 
 
@@ -63,23 +61,16 @@ def test_a_service_that_has_answered_http_is_not_taken_for_a_tls_port(service: T
     assert "TLS" not in probes.problem
 
 
-@pytest.mark.parametrize(
-    ("settings", "endpoint", "health_endpoint"),
-    [
-        ({"SERVICE_SCHEME": "https"}, "https://127.0.0.1:4", "/health"),
-        (
-            {"SERVICE_HEALTH_ENDPOINT": f"https://ann:{SECRET}@127.0.0.1:9/manage/health?full=1"},
-            "http://127.0.0.1:4",
-            "https://127.0.0.1:9/manage/health?full=1",
-        ),
-    ],
-)
-def test_the_record_shows_where_the_service_and_its_health_are(
-    registry: Registry, settings: dict[str, str], endpoint: str, health_endpoint: str
-) -> None:
-    client(registry, SERVICE_PORT=4, **settings).register({}, 5)
-    record = registry.record(NAME) or {}
-    assert (record["endpoint"], record["health_endpoint"]) == (endpoint, health_endpoint)
+def test_the_record_shows_where_the_service_and_its_health_are(registry: Registry) -> None:
+    health = "https://127.0.0.1:9/manage/health?full=1"
+    secret = health.replace("//", f"//ann:{SECRET}@")
+    for settings, places in (
+        ({"SERVICE_SCHEME": "https"}, ("https://127.0.0.1:4", "/health")),
+        ({"SERVICE_HEALTH_ENDPOINT": secret}, ("http://127.0.0.1:4", health)),
+    ):
+        client(registry, SERVICE_PORT=4, **settings).register({}, 5)
+        record = registry.record(NAME) or {}
+        assert (record["endpoint"], record["health_endpoint"]) == places
 
 
 def test_health_at_another_port_is_probed_there(service: ToyService) -> None:
@@ -165,12 +156,3 @@ def test_a_tcp_probe_closes_its_connection() -> None:
         with connection:
             connection.settimeout(5)
             assert connection.recv(1) == b""
-
-
-def test_a_service_that_takes_no_new_connections_is_not_healthy(service: ToyService) -> None:
-    """It lives on for those who know it already."""
-    probes = prober(service)
-    assert probes.probe()
-    service.stop_listening()
-    assert not probes.probe()
-    assert probes.problem == "connection refused"

@@ -1,15 +1,11 @@
 """Settings: each works, empty ones too, and each bad one is refused with how to mend it."""
 
-import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pytest
-import trustme
+import certifi
 from hypothesis import example, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
@@ -18,11 +14,12 @@ import agent
 from agent import SETTINGS, TOKEN_VARIABLES, Settings, SettingsError, read_settings
 from kit.peers.registry import Registry
 from kit.peers.service import ToyService
-from kit.sidecar import AGENT, NAME, Sidecar, environment, run_agent
+from kit.sidecar import AGENT, NAME, Sidecar, run, run_agent
 
 MISSING = "/tmp/no-such-file"  # in a directory that exists, so it looks like a path
 NEEDED = {"SERVICE_NAME": NAME, "SERVICE_HOST": "127.0.0.1"}
 SECRET_FILES = ("REGISTRY_TOKEN_FILE", "SERVICE_HEALTH_HEADERS_FILE")
+CA = certifi.where()
 FILES = (*SECRET_FILES, "REGISTRY_CA_FILE", "SERVICE_CA_FILE")
 
 
@@ -38,19 +35,6 @@ def problems_of(**variables: str) -> list[str]:
     except SettingsError as error:
         return [agent.say_problem(*problem) for problem in error.args]
     return []
-
-
-@pytest.fixture(scope="module")
-def ca_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of CA certificates, which the tables call CA."""
-    path = str(tmp_path_factory.mktemp("ca") / "ca.pem")
-    trustme.CA().cert_pem.write_to_path(path)
-    return path
-
-
-def with_file(variables: Mapping[str, str], ca_file: str) -> dict[str, str]:
-    """Return the variables, with that file where they say CA."""
-    return {name: ca_file if value == "CA" else value for name, value in variables.items()}
 
 
 # ---- bad settings
@@ -141,7 +125,7 @@ BAD: list[tuple[str, str, list[str | tuple[str, str]]]] = [
     ("LOG_LEVEL", "set it to one of DEBUG, INFO, WARNING, ERROR, CRITICAL", ["LOUD"]),
     ("LOG_FORMAT", "set it to one of text, json", ["xml"]),
 ]  # fmt: skip
-PLACES = ("SERVICE_HOST", "SERVICE_PORT", "REGISTRY_URL")  # without them nothing could be sent
+FIRST_TWO = ("SERVICE_NAME is not set", "HEARTBEAT_INTERVAL=x")
 
 
 def refusals() -> Iterator[tuple[str, str, str]]:
@@ -163,26 +147,24 @@ def test_every_bad_setting_is_refused_in_a_line_with_its_value_and_the_way_to_me
     assert not problems_of(HEARTBEAT_INTERVAL="86400", REGISTRY_URL="consul://consul")
 
 
-def test_all_bad_settings_are_named_at_once_before_anything_is_sent(tmp_path: Path) -> None:
+def test_all_bad_settings_are_named_at_once_and_nobody_is_asked(tmp_path: Path) -> None:
+    """Also where the log is to be JSON, or for critical lines alone; and by --check."""
     bad = {name: (value, line) for name, value, line in reversed([*refusals()])}  # the first ones
+    told = problems_of(**{name: value for name, (value, _) in bad.items()})
+    for line, name in zip(told, filter(bad.__contains__, SETTINGS), strict=True):
+        assert re.fullmatch(bad[name][1], line)
+
     file = tmp_path / "heartbeat"
     with Registry() as registry, ToyService() as service:
         good = {"SERVICE_PORT": str(service.port), "REGISTRY_URL": registry.url}
-        good |= NEEDED | {"HEARTBEAT_FILE": str(file)}
-        as_json = {"LOG_FORMAT": " JSON ", "LOG_LEVEL": "CRITICAL"}
-        for form, names in (({}, bad.keys() - {*PLACES, "HEARTBEAT_FILE"}), (as_json, PLACES)):
-            variables = good | form | {name: bad[name][0] for name in names}
-            done = run_agent(variables, timeout=60)
+        good |= {"SERVICE_HOST": "127.0.0.1", "HEARTBEAT_FILE": str(file)}
+        good |= {"HEARTBEAT_INTERVAL": "x", "LOG_FORMAT": " JSON ", "LOG_LEVEL": "ERROR"}
+        as_json = '{"time": "[^"]+", "level": "ERROR", "message": "%s"}'
+        for arguments, form in (((), as_json), (("--check",), "%s")):
+            done = run_agent(good, *arguments)
             assert done.returncode == 2
-            assert not re.search("Traceback|s3cr", done.stdout)
-            lines = done.stdout.splitlines()
-            if form:
-                told = [json.loads(line) for line in lines]
-                assert {tuple(line) for line in told} == {("time", "level", "message")}
-                lines = [" ".join(line.values()) for line in told]
-            said = sorted(line.partition(" ")[2] for line in lines)
-            for line, name in zip(said, sorted(names), strict=True):
-                assert re.fullmatch(f"ERROR Bad setting: {bad[name][1]}", line), (name, line)
+            for line, name in zip(done.stdout.splitlines(), FIRST_TWO, strict=True):
+                assert re.fullmatch(form % f"Bad setting: {name}: .*", line)
         assert registry.connections == service.connections == 0
     assert not file.exists()
 
@@ -216,21 +198,15 @@ def test_a_file_without_what_it_should_hold_is_refused_never_shown_nor_waited_fo
 
 
 def test_https_in_an_image_without_tls_names_the_build_argument() -> None:
-    run = f"runpy.run_path({str(AGENT)!r}, run_name='__main__')"
-    code = f"import runpy, sys; sys.modules['ssl'] = None; {run}"
+    code = "import runpy, sys; sys.modules['ssl'] = None; "
+    code += f"runpy.run_path({str(AGENT)!r}, run_name='__main__')"
     https = {
         "SERVICE_SCHEME": "https",
         "SERVICE_HEALTH_ENDPOINT": "https://osint/health",
         "REGISTRY_URL": "https://lb",
     }
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        env=environment(NEEDED | https | {"REGISTRY_CA_FILE": "/nowhere"}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (2, "")
+    done = run("-c", code, settings=NEEDED | https | {"REGISTRY_CA_FILE": "/nowhere"}, timeout=60)
+    assert done.returncode == 2
     fix = "this image has no TLS; build it with --build-arg TLS=1, or use http://"
     assert [line.split(" ", 1)[1] for line in done.stdout.splitlines()] == [
         f"ERROR Bad setting: {name}={value}: {fix}" for name, value in https.items()
@@ -241,19 +217,19 @@ SSL_CERT_FILE = [
     ({}, False),
     ({"SERVICE_SCHEME": "https"}, True),
     ({"SERVICE_SCHEME": "https", "SERVICE_HEALTH_CHECK": "tcp"}, False),
-    ({"SERVICE_SCHEME": "https", "SERVICE_CA_FILE": "CA"}, False),
+    ({"SERVICE_SCHEME": "https", "SERVICE_CA_FILE": CA}, False),
     ({"SERVICE_HEALTH_ENDPOINT": "https://osint/health"}, True),
     ({"REGISTRY_URL": "https://lb"}, True),
     ({"REGISTRY_URL": "consul-tls://lb"}, True),
-    ({"REGISTRY_URL": "https://lb", "REGISTRY_CA_FILE": "CA"}, False),
-    ({"REGISTRY_URL": "https://lb", "SERVICE_CA_FILE": "CA"}, True),
+    ({"REGISTRY_URL": "https://lb", "REGISTRY_CA_FILE": CA}, False),
+    ({"REGISTRY_URL": "https://lb", "SERVICE_CA_FILE": CA}, True),
 ]
 
 
-def test_a_bad_ssl_cert_file_is_refused_where_https_has_no_file_of_its_own(ca_file: str) -> None:
+def test_a_bad_ssl_cert_file_is_refused_where_https_has_no_file_of_its_own() -> None:
     for variables, refused in SSL_CERT_FILE:
         for bad in (MISSING, os.devnull):
-            lines = problems_of(SSL_CERT_FILE=bad, **with_file(variables, ca_file))
+            lines = problems_of(SSL_CERT_FILE=bad, **variables)
             assert len(lines) == refused, variables
             assert all(line.startswith(f"SSL_CERT_FILE={bad}: ") for line in lines)
 
@@ -315,10 +291,9 @@ GOOD: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-def test_good_values_and_empty_ones_count_and_are_shown_with_and_without_blanks_around_them() -> (
-    None
-):
+def test_good_values_count_and_are_shown_whatever_blanks_are_around_them() -> None:
     assert GOOD.keys() == SETTINGS.keys()
+    assert read(SERVICE_HOST="::1").endpoint == "http://[::1]:8080"
     defaults = {name: meanings[""] for name, meanings in GOOD.items() if name not in NEEDED}
     assert read().values == NEEDED | defaults
     for name, meanings in GOOD.items():
@@ -331,7 +306,8 @@ def test_good_values_and_empty_ones_count_and_are_shown_with_and_without_blanks_
                 assert (f"{name}={shown} " in line) == (meaning not in ("", [], {}))
 
 
-def test_settings_reach_the_start_line_and_the_record(tmp_path: Path) -> None:
+def test_settings_and_doubts_reach_the_log_and_the_record(tmp_path: Path) -> None:
+    """The doubts stop nothing."""
     token_file = tmp_path / "token"
     token_file.write_text("t0ken-of-the-file\n")
     with (
@@ -339,38 +315,39 @@ def test_settings_reach_the_start_line_and_the_record(tmp_path: Path) -> None:
         ToyService(health_path="/up?deep=1") as service,
     ):
         settings = {
-            "SERVICE_NAME": "other-name",
+            "SERVICE_NAME": "Other-name",
             "SERVICE_HOST": "localhost",
             "SERVICE_PORT": str(service.port),
             "SERVICE_HEALTH_ENDPOINT": "/up?deep=1",
-            "SERVICE_METADATA": "team=blue, version=9",
+            "SERVICE_METADATA": "team=blue # ours, version=9",
+            "SERVICE_TAGS": "a",
             "REGISTRY_URL": registry.url.replace("//", "//ann:s3cret@") + "//",
             "REGISTRY_TOKEN": "t0ken-of-the-environment",
             "REGISTRY_TOKEN_FILE": str(token_file),
-            "HEARTBEAT_INTERVAL": "8.5",
+            "REGISTRY_TOKEN_FILES": "s3cret",
+            "HEARTBEAT_INTERVAL": "31",
             "DEREGISTER_ON_EXIT": "no",
             "HEARTBEAT_FILE": str(tmp_path / "beat"),
         }
-        given = {name: f" {value} " for name, value in settings.items()}
-        with Sidecar(None, None, **given) as sidecar:
+        with Sidecar(
+            None, None, **{name: f" {value} " for name, value in settings.items()}
+        ) as sidecar:
             sidecar.wait_registered()
-            record = registry.record("other-name")
+            record = registry.record("Other-name")
             assert sidecar.stop()[0] == 0
     assert record is not None
     assert record["endpoint"] == f"http://localhost:{service.port}"
     assert record["health_endpoint"] == "/up?deep=1"
     # Ours come before the service's.
-    assert record["metadata"] == {"team": "blue", "version": "9", "status": "healthy"}
+    assert record["metadata"] == {"team": "blue # ours", "version": "9", "status": "healthy"}
     assert registry.count("deregister") == 0
     assert (tmp_path / "beat").exists()
-    shown = agent.say_settings(read_settings(settings))
-    start = f"INFO Registry sidecar starts: version {agent.VERSION}, {shown}"
-    assert sidecar.lines[0].partition(" ")[2] == start
+    sound = read_settings(settings)
+    doubts = [f"WARNING {doubt}" for doubt in agent.doubts_about(sound, settings)]
+    start = f"INFO Registry sidecar starts: version {agent.VERSION}, {agent.say_settings(sound)}"
+    assert len(doubts) == 5
+    assert [line.partition(" ")[2] for line in sidecar.lines[:6]] == [start, *doubts]
     assert not re.search("s3cret|t0ken", sidecar.log)
-
-
-def test_an_ipv6_address_is_registered_in_brackets() -> None:
-    assert read(SERVICE_HOST="::1").endpoint == "http://[::1]:8080"
 
 
 def test_token_variables_take_precedence_in_their_order(tmp_path: Path) -> None:
@@ -395,11 +372,8 @@ HTTPS = {"SERVICE_SCHEME": "https"}
 # Variables, and the beginning of the one doubt about them, as a pattern; or that there is none.
 DOUBTS: list[tuple[dict[str, str], str | None]] = [
     ({}, None),
-    ({"HEARTBEAT_INTERVAL": "30"}, None),
-    (
-        {"HEARTBEAT_INTERVAL": "30.5"},
-        r"HEARTBEAT_INTERVAL=30\.5: .*forgets a service after 60 s.* set it to 30 or",
-    ),
+    ({"HEARTBEAT_INTERVAL": "30.5"}, r"HEARTBEAT_INTERVAL=30\.5: .* after 60 s.* set it to 30 or"),
+    ({"HEARTBEAT_INTERVAL": "600", "REGISTRY_URL": "consul://consul"}, None),  # its TTL follows
     ({"SERVICE_HEALTH_RETRIES": "8"}, None),
     ({"SERVICE_HEALTH_RETRIES": "9"}, "SERVICE_HEALTH_RETRIES=9: .* take 63 s,.* after 60 s; set"),
     ({"SERVICE_NAME": "ab"}, f"SERVICE_NAME=ab: {NAMES_DOUBT}"),
@@ -413,23 +387,20 @@ DOUBTS: list[tuple[dict[str, str], str | None]] = [
     ),
     ({"DRAIN_SECONDS": "0", "DEREGISTER_ON_EXIT": "false"}, None),
     # What is set for https, and is of no use, or verifies nobody.
-    ({"REGISTRY_CA_FILE": "CA"}, "REGISTRY" + CA_DOUBT),
-    ({"REGISTRY_CA_FILE": "CA", "REGISTRY_URL": "https://lb"}, None),
-    ({"REGISTRY_CA_FILE": "CA", "REGISTRY_URL": "HTTPS://lb"}, None),
-    ({"REGISTRY_CA_FILE": "CA", "REGISTRY_URL": "consul-tls://lb"}, None),
-    ({"SERVICE_CA_FILE": "CA"}, "SERVICE" + CA_DOUBT),
-    ({"SERVICE_CA_FILE": "CA", **HTTPS}, None),
-    ({"SERVICE_CA_FILE": "CA", "SERVICE_HEALTH_ENDPOINT": "HTTPS://osint/health"}, None),
-    ({"SERVICE_CA_FILE": "CA", **HTTPS, "SERVICE_HEALTH_CHECK": "tcp"}, "SERVICE" + CA_DOUBT),
+    ({"REGISTRY_CA_FILE": CA}, "REGISTRY" + CA_DOUBT),
+    ({"REGISTRY_CA_FILE": CA, "REGISTRY_URL": "https://lb"}, None),
+    ({"REGISTRY_CA_FILE": CA, "REGISTRY_URL": "consul-tls://lb"}, None),
+    ({"SERVICE_CA_FILE": CA}, "SERVICE" + CA_DOUBT),
+    ({"SERVICE_CA_FILE": CA, **HTTPS}, None),
+    ({"SERVICE_CA_FILE": CA, "SERVICE_HEALTH_ENDPOINT": "HTTPS://osint/health"}, None),
+    ({"SERVICE_CA_FILE": CA, **HTTPS, "SERVICE_HEALTH_CHECK": "tcp"}, "SERVICE" + CA_DOUBT),
     ({"SERVICE_TLS_VERIFY": "false", **HTTPS}, "SERVICE_TLS_VERIFY=false: a probe believes"),
     ({"SERVICE_TLS_VERIFY": "false"}, None),
     # What Consul alone takes.
-    *(
-        ({name: "a:1", "REGISTRY_URL": f"{scheme}://lb"}, doubt and f"{name}: {doubt}")
-        for name in ("SERVICE_ID", "SERVICE_TAGS")
-        for scheme in ("http", "https", "consul", "consul-tls")
-        for doubt in (None if scheme.startswith("consul") else "has no effect",)
-    ),
+    ({"SERVICE_ID": "a:1"}, "SERVICE_ID: has no effect"),
+    ({"SERVICE_TAGS": "a:1", "REGISTRY_URL": "https://lb"}, "SERVICE_TAGS: has no effect"),
+    ({"SERVICE_ID": "a:1", "REGISTRY_URL": "consul-tls://lb"}, None),
+    ({"SERVICE_TAGS": "a:1", "REGISTRY_URL": "consul://lb"}, None),
     # A comment in a value.
     ({"SERVICE_METADATA": "team=osint # who"}, "SERVICE_METADATA: .*#"),
     ({"SERVICE_METADATA": "team=osint #who"}, "SERVICE_METADATA: .*#"),
@@ -444,9 +415,9 @@ def doubts(**variables: str) -> list[str]:
     return agent.doubts_about(read(**variables), variables)
 
 
-def test_a_doubtful_setting_is_warned_of(ca_file: str) -> None:
+def test_a_doubtful_setting_is_warned_of() -> None:
     for variables, doubt in DOUBTS:
-        lines = doubts(**with_file(variables, ca_file))
+        lines = doubts(**variables)
         assert len(lines) == (doubt is not None), (variables, lines)
         assert all(re.match(str(doubt), line) for line in lines), (lines, doubt)
 
@@ -479,23 +450,6 @@ def test_a_variable_that_looks_like_a_setting_is_warned_of_and_no_other() -> Non
         assert "s3cr" not in line
     for name in (*NO_SLIPS.split(), *SETTINGS):
         assert agent.doubts_about(read(), {name: "tcp://10.96.0.7:80"}) == [], name
-
-
-def test_doubts_reach_the_log_and_stop_nothing(registry: Registry, service: ToyService) -> None:
-    odd = {
-        "REGISTRY_TOKEN_FILES": "s3cret",
-        "SERVICE_METADATA": "team=osint # who",
-        "SERVICE_TAGS": "a",
-        "SERVICE_NAME": "UP",
-        "HEARTBEAT_INTERVAL": 31,
-    }
-    others = dict.fromkeys(("REGISTRY_SERVICE_HOST", "REGISTRY_PORT_80_TCP"), "10.96.0.7")
-    with Sidecar(registry, service, **odd, **others) as sidecar:
-        sidecar.wait_registered()
-    for name in odd:
-        assert sidecar.count(f" WARNING {name}[:=]") == 1
-    assert sidecar.count(" WARNING ") == len(odd)
-    assert not sidecar.count("s3cret")
 
 
 # ---- any settings at all

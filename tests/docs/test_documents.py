@@ -1,4 +1,4 @@
-"""Does the README tell the truth? Its settings, its log and health lines, its commands."""
+"""Do README and guide tell the truth? Settings, log and health lines, commands, manifests."""
 
 import json
 import os
@@ -6,16 +6,20 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import requests
+import yaml
 
 import agent
 from kit.documents import blocks, code, occurs, read, table
+from kit.parts import client
 from kit.peers.registry import Registry
 from kit.peers.service import ToyService
-from kit.sidecar import FOREVER, NAME, ROOT, Sidecar, wait_until
+from kit.sidecar import FOREVER, ROOT, Sidecar, wait_until
 
 README, GUIDE, FIGURES = "README.md", "INTEGRATION_GUIDE.md", "tests/FIGURES.md"
 OFFERS = "What the registry must offer"
@@ -42,6 +46,15 @@ RUN_BY = {
     "tests/containers/test_failures.py": {"docker pause"},
     "tests/containers/test_stop_order.py": {"docker compose stop"},
 }
+KUBERNETES = "1.29"  # the first with native sidecars, which the guide asks for
+YAML = {
+    name: list(
+        yaml.safe_load_all("\n---\n".join(b.text for b in blocks(name) if b.language == "yaml"))
+    )
+    for name in (README, GUIDE)
+}
+MANIFESTS = [document for document in YAML[GUIDE] if "apiVersion" in document]
+(RULES,) = (document["groups"][0]["rules"] for document in YAML[GUIDE] if "groups" in document)
 PATIENCE = 60.0  # seconds, for a machine that does much else
 
 
@@ -155,6 +168,9 @@ def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
 
 def test_every_block_and_command_is_of_a_kind_that_some_test_looks_at() -> None:
     assert {b.language for b in blocks(README)} == {"", "yaml", "console", "sh"}
+    assert {b.language for b in blocks(GUIDE)} == {"yaml", "console", "sh"}
+    for document in YAML[GUIDE]:
+        assert len(document.keys() & {"apiVersion", "services", "groups", "scrape_configs"}) == 1
     commands = re.findall(r"(?:`|^\$ )((?:sh|docker) [^`\n]+)", read(README), re.MULTILINE)
     assert set(commands) == set[str]().union(*RUN_BY.values())
     assert all((ROOT / file).is_file() for file in RUN_BY)
@@ -205,13 +221,12 @@ def test_the_registry_answers_them_as_it_must(registry: Registry) -> None:
 
 
 def test_an_answer_counts_as_it_says(registry: Registry) -> None:
-    variables = {"SERVICE_NAME": NAME, "SERVICE_HOST": "abc", "REGISTRY_URL": registry.url}
-    client = agent.Registry(agent.read_settings(variables), agent.Signals())
+    asker = client(registry)
     for meaning, answers, _ in table(README, OFFERS, number=2):
         for answer in code(answers):
             status, _, body = answer.partition(" ")
             registry.play("heartbeat", ["status", int(status), json.loads(body or "{}")], times=1)
-            assert client.heartbeat(PATIENCE).meaning == meaning, answer
+            assert asker.heartbeat(PATIENCE).meaning == meaning, answer
 
 
 def test_the_figures_stand_in_the_full_tables() -> None:
@@ -220,12 +235,6 @@ def test_the_figures_stand_in_the_full_tables() -> None:
     few = table(README, "Figures")
     assert len(few) == 6
     assert [row for row in few if row not in every] == []
-
-
-def anchors(text: str) -> set[str]:
-    """Return what links to a document's headings are made of."""
-    headings = re.findall(r"^#+ (.+)$", text, re.M)
-    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 @pytest.mark.parametrize("document", [README, GUIDE, FIGURES])
@@ -237,4 +246,49 @@ def test_links_and_paths_lead_somewhere(document: str) -> None:
         path, _, anchor = target.partition("#")
         there = (ROOT / document).parent / path if path else ROOT / document
         assert there.exists(), target
-        assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
+        headings = re.findall(
+            r"^#+ (.+)$", there.read_text(encoding="utf-8") if anchor else "", re.M
+        )
+        anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+        assert not anchor or anchor in anchors, target
+
+
+# ---- the guide's files; its alert rules: test_alerts.py; compose: containers/test_documents.py
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest["kind"])
+def test_kubernetes_manifests_fit_the_schema(manifest: dict[str, Any]) -> None:
+    kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def settings_of(example: dict[str, Any]) -> dict[str, str]:
+    """Return a container's variables from Compose or Kubernetes, ${X:-default} filled in."""
+    listed = {each["name"]: each["value"] for each in example.get("env", [])}
+    given = example.get("environment", listed)
+    return {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", str(value)) for name, value in given.items()}
+
+
+def test_the_agent_accepts_the_settings_of_every_example(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    file = {"REGISTRY_TOKEN_FILE": str(tmp_path / "token")}
+    needed = {"SERVICE_NAME": "osint_service", "SERVICE_HOST": "vertice-osint"}
+    containers = [each for m in MANIFESTS if m["kind"] == "Deployment"
+                  for each in m["spec"]["template"]["spec"]["initContainers"]]  # fmt: skip
+    for document in YAML[README] + YAML[GUIDE]:
+        containers += document.get("services", {}).values()
+    sidecars = [variables for each in containers if (variables := settings_of(each))]
+    assert len(sidecars) == 5
+    for variables in sidecars:
+        whole = needed | variables | (file if "REGISTRY_TOKEN_FILE" in variables else {})
+        assert agent.doubts_about(agent.read_settings(whole), whole) == []
+
+
+def test_alert_rules_and_queries_name_what_the_registry_has() -> None:
+    with Registry() as registry:
+        metrics = requests.get(f"{registry.url}/metrics", timeout=10).text
+    expressions = [code(row[0])[0] for row in table(GUIDE, "Monitoring")]
+    for rule in RULES:
+        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+        expressions.append(rule["expr"])
+    for metric in re.findall(r"registry_\w+", " ".join(expressions)):
+        assert f"# TYPE {metric} " in metrics
