@@ -10,7 +10,7 @@ import pytest
 
 from agent import ACCEPTED
 from kit.certificates import certificate
-from kit.inside import registry_at, service_at
+from kit.parts import client, prober
 from kit.peers.registry import Registry
 from kit.peers.server import Answer, Peer, Request
 from kit.peers.service import ToyService
@@ -109,7 +109,7 @@ def test_a_token_renewed_right_before_the_end_deregisters(
     file = tmp_path / "now" / "token"
     file.write_text("token-1")
     registry.token = "token-1"
-    asked = registry_at(registry, REGISTRY_TOKEN_FILE=file)
+    asked = client(registry, REGISTRY_TOKEN_FILE=file)
     assert asked.register({}, 5).meaning == ACCEPTED
     renew(file, "token-2")
     registry.token = "token-2"
@@ -186,9 +186,9 @@ def test_a_ca_file_counts_as_it_is_by_now_and_what_it_held_stays_where_it_goes_b
     named = {variable or own: place.file}
     with place.peer:
         if side == "registry":
-            registry = registry_at(place.peer, **named)
+            registry = client(place.peer, **named)
         else:
-            service = service_at(place.peer, SERVICE_SCHEME="https", **named)
+            service = prober(place.peer, SERVICE_SCHEME="https", **named)
 
         def ask() -> str:
             """Exchange something; return what is said of it where it fails."""

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from kit.inside import registry_at
+from kit.parts import client
 from kit.peers.faults import FORGED, NASTY, Fault
 from kit.peers.registry import Registry
 from kit.peers.server import Exchange, Peer
@@ -240,7 +240,7 @@ PARTS = {  # what is not whole is not quoted at all
 @pytest.mark.parametrize("place", [*ECHOES, *PARTS])
 def test_a_token_that_is_sent_back_is_not_said(registry: Registry, place: str) -> None:
     registry.play("heartbeat", (ECHOES | PARTS)[place])
-    answer = registry_at(registry, REGISTRY_TOKEN=TOKEN).heartbeat(5)
+    answer = client(registry, REGISTRY_TOKEN=TOKEN).heartbeat(5)
     for said in (answer.advice, answer.say()):
         assert ("***" in said) == (place in ECHOES)
         assert "500" in said or "HTTP" in said or place in ECHOES

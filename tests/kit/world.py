@@ -64,7 +64,6 @@ class Times:
         self.clock_gettime = self.shown.__getitem__
 
     def passes(self, seconds: float, suspended: bool = False) -> None:
-        """Let time pass."""
         self.shown[self.CLOCK_BOOTTIME] += seconds
         if not suspended:
             self.shown[self.CLOCK_MONOTONIC] += seconds
@@ -108,6 +107,7 @@ class Choices:
         return 0.1, FREEZE
 
 
+@functools.cache
 def load(agent_text: str = "", health_text: str = "") -> Any:
     """Return a copy of the module agent, with one of healthcheck, of its own or of other texts."""
     module: Any = types.ModuleType("agent_copy")
@@ -156,7 +156,8 @@ class World:
         self.sees_suspensions = health.CLOCK == self.times.CLOCK_BOOTTIME
         self.signals = signals = module.Signals(health.clock, self.sleep)
         signals.pause_until = self.pause
-        signals.mask = signals.unmask = self.leave_signals
+        # This process's own signals stay as they are.
+        signals.mask = signals.unmask = lambda: vars(signals).update(stopping=False)
         self.stop_soon = False
         self.freeze_at, self.freeze_lasts, self.suspends = math.inf, 0.0, False
         # The service, as the agent sees it, and as it is.
@@ -179,19 +180,14 @@ class World:
         try:
             self.promises.ended(self.agent.run())
         except BrokenPromiseError as error:
-            raise BrokenPromiseError(f"{error}\n{self.tell()}") from None
+            lines = (f"{when:8.2f} s  {what}: {outcome}" for when, what, outcome in self.story)
+            raise BrokenPromiseError("\n".join([str(error), *lines])) from None
         finally:
             del self.agent, self.signals  # or each world would wait for the garbage collector
-
-    def tell(self) -> str:
-        """Return what happened, a line each."""
-        lines = (f"{when:8.2f} s  {what}: {outcome}" for when, what, outcome in self.story)
-        return "\n".join(lines)
 
     # Time
 
     def passes(self, seconds: float) -> None:
-        """Let time pass."""
         self.times.passes(seconds)
         self.promises.passes(seconds)
 
@@ -284,10 +280,6 @@ class World:
         self.promises.stops()
         self.signals.note(signal.SIGTERM, None)
 
-    def leave_signals(self) -> None:
-        """Leave this process's own signals as they are."""
-        self.signals.stopping = False
-
     # The network, and the health file
 
     def check(self) -> None:
@@ -302,7 +294,6 @@ class World:
     # The service
 
     def probe(self) -> bool:
-        """Answer a probe."""
         outcome = self.ask("probe", PROBE, self.promises.settings.service_health_timeout)
         if outcome == "well":
             self.seen, self.metadata = True, {"version": str(self.version)}
@@ -313,7 +304,6 @@ class World:
     # The registry
 
     def register(self, metadata: Any, timeout: float) -> Any:
-        """Answer a registration."""
         self.promises.registers(metadata != self.known)
         taken = self.promises.takes_registrations
         outcome = self.ask("register", REGISTRATION if taken else ("failing",), timeout)
@@ -324,7 +314,6 @@ class World:
         return self.answer("register", outcome)
 
     def heartbeat(self, timeout: float) -> Any:
-        """Answer a heartbeat."""
         promises = self.promises
         promises.sends("heartbeat")
         options: Sequence[str] = HEARTBEAT[promises.present]
@@ -335,7 +324,6 @@ class World:
         return self.answer("heartbeat", self.ask("heartbeat", options, timeout))
 
     def look(self, timeout: float) -> Any:
-        """Answer a look at the list."""
         promises = self.promises
         promises.sends("look")
         outcome = self.ask("look", (*LOOK[promises.present], *NO_LOOK), timeout)
@@ -355,10 +343,8 @@ class World:
         return module.Answer(503, WAIT, meaning=module.FAILED, advice=outcome)
 
     def deregister(self, timeout: float) -> Any:
-        """Answer a deregistration."""
         self.promises.deregistrations += 1
-        outcome = self.ask("deregister", DEREGISTRATION, timeout)
-        accepted = outcome == "accepted"
+        accepted = self.ask("deregister", DEREGISTRATION, timeout) == "accepted"
         meaning = self.module.ACCEPTED if accepted else self.module.FAILED
         return self.module.Answer(200 if accepted else 503, meaning=meaning)
 
@@ -398,14 +384,13 @@ class World:
                 promises.vanishes(promises.now)
             promises.not_known(by_look=False)
             return module.Answer(404, meaning=module.LOST)
-        wait = RETRY_AFTER if outcome == "asked to wait" else 0
+        wait = outcome == "asked to wait"
         if not self.forced:
-            promises.failed(what, wait)
+            promises.failed(what, RETRY_AFTER * wait)
         if outcome in ("late", "lost"):
             return module.Answer(failure=module.LateError(), meaning=module.FAILED)
         meaning = module.REFUSED if outcome == "refused" else module.FAILED
-        headers = WAIT if wait else {}
-        return module.Answer(503, headers, meaning=meaning, advice=outcome)
+        return module.Answer(503, WAIT if wait else {}, meaning=meaning, advice=outcome)
 
 
 class Replicas(World):
@@ -414,7 +399,7 @@ class Replicas(World):
     From then on each takes every request, and answers from its own memory. Args: for each request
     the number of the replica that it reaches; which of them list the name; after how many intervals
     which of them lose their memories. `missing` is how many lists lacked the name 40 intervals
-    after the last loss, `sent` the requests since the store was lost.
+    after the last loss; `promises.sent` begins anew where the store is lost.
     """
 
     SOON, INTERVALS = 40, 100  # after the last loss; in the end each list has the name
@@ -430,11 +415,6 @@ class Replicas(World):
         self.turns, self.has, self.losses = turns, [*listed], [*losses]
         self.last = math.inf  # when something was lost
         self.missing = -1
-
-    @property
-    def sent(self) -> int:
-        """How many requests there were since the store was lost."""
-        return len(self.promises.sent)
 
     def events(self) -> list[str]:
         """Return what may come: nothing else for good."""
@@ -462,19 +442,16 @@ class Replicas(World):
         return intervals > self.INTERVALS
 
     def register(self, metadata: Any, timeout: float) -> Any:
-        """Answer a registration."""
         if self.promises.store_lost:
             self.has[next(self.turns)] = True
         return super().register(metadata, timeout)
 
     def heartbeat(self, timeout: float) -> Any:
-        """Answer a heartbeat."""
         if self.promises.store_lost:
             next(self.turns)
         return super().heartbeat(timeout)
 
     def look(self, timeout: float) -> Any:
-        """Answer a look at the list."""
         if not self.promises.store_lost:
             return super().look(timeout)
         self.promises.sends("look")
