@@ -126,6 +126,27 @@ def test_the_heartbeat_file_is_written_where_it_must_say_more_and_not_for_nothin
     assert not os.path.exists(path)  # nothing to be said
 
 
+def test_a_heartbeat_file_that_could_not_be_written_is_tried_again_within_seconds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next step of the loop is 30 s away."""
+    path, seen = tmp_path / "later" / "heartbeat", list[tuple[float, bool]]()
+
+    class Meanwhile(Clock):
+        def sleep(self, seconds: float, /) -> None:
+            super().sleep(seconds)
+            seen.append((self(), path.exists()))
+            if self() == 10:
+                path.parent.mkdir()
+
+    clock = Meanwhile()
+    life = agent.SignOfLife(str(path), clock)
+    simulated_agent(SETTINGS, clock, longest, nobody, life=life).pause(30)
+    assert seen == [(2.5, False), (5, False), (7.5, False), (10, False), (30, True)]
+    (line,) = caplog.messages
+    assert line.startswith(f"HEARTBEAT_FILE={path} cannot be written")
+
+
 # ---- what real peers send that tells nothing
 
 
