@@ -19,7 +19,7 @@ import pytest
 import agent
 from kit.peers.registry import Registry
 from kit.peers.service import ToyService
-from kit.sidecar import NAME, Sampler, Sidecar, odd_lines, wait_until
+from kit.sidecar import NAME, Sidecar, odd_lines, wait_until
 
 LOSS = re.compile(r"(\d+) lines of the log were dropped")
 PIPE = 8192  # bytes; a pipe of one page alone would be full with any line in it
@@ -29,12 +29,10 @@ ROOM = 1000  # bytes; enough for the first lines and a few heartbeats'
 class StalledSidecar(Sidecar):
     """Its log goes into a pipe with little room left, which nobody reads before `read`."""
 
-    room = ROOM
-
     def start(self) -> Self:
         self.read_end, self.stdout = os.pipe()
         fcntl.fcntl(self.stdout, fcntl.F_SETPIPE_SZ, PIPE)
-        os.write(self.stdout, b"\n" * (PIPE - self.room))
+        os.write(self.stdout, b"\n" * (PIPE - ROOM))
         try:
             return super().start()
         finally:
@@ -58,23 +56,6 @@ class StalledSidecar(Sidecar):
             os.close(self.read_end)
 
 
-def test_heartbeats_go_on_and_so_does_all_else(registry: Registry, service: ToyService) -> None:
-    """The log is full before its first line."""
-    sidecar = StalledSidecar(registry, service, HEARTBEAT_INTERVAL=0.3)
-    sidecar.room = 0
-    with sidecar:
-        wait_until(lambda: registry.record(NAME))
-        with Sampler(lambda: registry.record(NAME)) as sampler:
-            wait_until(lambda: registry.count("heartbeat") > 10)
-        assert not sampler.absences
-        registry.forget()
-        wait_until(lambda: registry.record(NAME))
-        assert sidecar.health()[0] == 0
-        service.healthy = False
-        wait_until(lambda: not registry.record(NAME))
-        sidecar.assert_stops()
-
-
 def test_what_was_dropped_is_counted_and_told(registry: Registry) -> None:
     """No line is torn, and none lost without being counted."""
     settings = {"HEARTBEAT_INTERVAL": 0.5, "SERVICE_HEALTH_CHECK": "none"}
@@ -93,44 +74,48 @@ def test_what_was_dropped_is_counted_and_told(registry: Registry) -> None:
         assert not odd_lines(sidecar.lines)
 
 
-@pytest.mark.parametrize("kind", ["terminal", "socket", ">/dev/full 2>&1", ">&- 2>&-"])
+def dead_end(kind: str) -> tuple[int, int]:
+    """Return the two ends of what takes no more bytes: a pipe, a socket or a terminal."""
+    if kind == "socket":
+        ours, theirs = (each.detach() for each in socket.socketpair())
+    else:
+        ours, theirs = os.openpty() if kind == "terminal" else os.pipe()
+    os.set_blocking(theirs, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(theirs, b"x")
+    os.set_blocking(theirs, True)
+    if kind == "terminal":
+        os.read(ours, 20)  # so that a part of a line fits
+    return ours, theirs
+
+
+@pytest.mark.parametrize(
+    "kind", ["pipe", "terminal", "socket", "no reader", ">/dev/full 2>&1", ">&- 2>&-"]
+)
 def test_a_log_that_takes_nothing_stops_nothing(
     registry: Registry, service: ToyService, kind: str
 ) -> None:
-    """A terminal (Docker's `tty: true`) or a socket that nobody reads; a full disk; one closed."""
-    sidecar, ends = Sidecar(registry, service, HEARTBEAT_INTERVAL=1), (-1, -1)
+    """Full before its first line, as Docker's `tty: true`; a reader that is gone; a full disk."""
+    sidecar, ends = Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5), list[int]()
     if kind.startswith(">"):
         sidecar.python = ["sh", "-c", f'exec "$@" {kind}', "sh", sys.executable, "-I"]
     else:
-        ours, theirs = socket.socketpair()
-        ends = os.openpty() if kind == "terminal" else (ours.detach(), theirs.detach())
+        ends += dead_end(kind)
         sidecar.stdout = ends[1]
-        os.set_blocking(ends[1], False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(ends[1], b"x")
-        os.set_blocking(ends[1], True)
-        if kind == "terminal":
-            os.read(ends[0], 20)  # so that a part of a line fits
+        if kind == "no reader":
+            os.close(ends.pop(0))
     with sidecar:
         wait_until(lambda: registry.count("heartbeat") > 2)
         assert registry.connections == 1  # no socket has got the number of the closed one
+        registry.forget()
+        wait_until(lambda: registry.record(NAME))
+        assert sidecar.health()[0] == 0
+        service.healthy = False
+        wait_until(lambda: not registry.record(NAME))
         sidecar.assert_stops()
-    for end in {*ends} - {-1}:
+    for end in ends:
         os.close(end)
-    assert registry.record(NAME) is None
-
-
-def test_a_reader_that_goes_away_stops_nothing(registry: Registry, service: ToyService) -> None:
-    sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=0.2)
-    reader, sidecar.stdout = os.pipe()
-    with sidecar:
-        os.close(sidecar.stdout)
-        wait_until(lambda: registry.count("heartbeat") > 1)
-        os.close(reader)
-        before = registry.count("heartbeat")
-        wait_until(lambda: registry.count("heartbeat") > before + 5)
-        sidecar.assert_stops()
 
 
 def test_a_stdout_shared_with_others_stays_as_it_is(

@@ -3,7 +3,6 @@
 An interval of 6 s stands for 30 s: a wait of several seconds is where a freeze can hide.
 """
 
-import email.utils
 import signal
 import time
 
@@ -53,19 +52,6 @@ def test_after_a_freeze_the_registry_hears_of_it_at_once(service: ToyService) ->
                 wait_until(lambda: registry.record(NAME))
                 sidecar.wait_health("registered, last heartbeat [0-3] s ago", timeout=1)
             assert operation == "register" or not sampler.absences
-
-
-def test_a_freeze_lengthens_no_backoff(registry: Registry, service: ToyService) -> None:
-    """Which a date asked for, reckoned from the registry's own clock."""
-    now = time.time() + 600
-    dates = {"Date": now, "Retry-After": now + 5}
-    headers = {name: email.utils.formatdate(date, usegmt=True) for name, date in dates.items()}
-    registry.play("register", ["status", 503, None, headers])
-    with Sidecar(registry, service) as sidecar:
-        sidecar.wait_for(r"Registration failed.*next in [67]\.\d s")
-        thawed = freeze(sidecar, time.monotonic() + 7)
-        sidecar.wait_registered()
-        assert time.monotonic() - thawed < SOON
 
 
 # The registry's time goes on, and of the agent's clocks one alone.
