@@ -7,7 +7,6 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -236,26 +235,5 @@ PACKED = {
 @pytest.mark.parametrize("coding", PACKED)
 def test_a_compressed_error_is_called_so(registry: Registry, coding: str) -> None:
     registry.play("register", ["status", 500, PACKED[coding], {"Content-Encoding": coding}])
-    assert f"500, compressed ({coding}) though nobody asked" in advice_of(registry)
-
-
-SAID: list[tuple[Any, str]] = [
-    ({"detail": "no disk"}, ": no disk"),
-    ({"message": "no power"}, ": no power"),
-    ({"error": "no room"}, ": no room"),
-    ({"reason": "no time"}, ': {"reason":"no time"}'),
-    ("no store\n", ": no store"),
-    ("", ""),
-    ("x" * 1000, f": {'x' * 197}..."),
-    ("two\nlines\tand \x1b[31m", r": two\nlines\tand \x1b[31m"),
-    ("naïve 注册", ": naïve 注册"),
-    ("\r\n <!DOCTYPE html><html><head><title>500 Error</title></head></html>", ""),
-]
-
-
-def test_what_a_peer_says_is_told_in_short(plain: Peers) -> None:
-    for body, told in SAID:
-        for peer in plain:
-            peer.play("*", ["status", 500, body])
-        assert problem_of(plain[0]) == f"500{told}"
-        assert advice_of(plain[1]) == f"registry at {plain[1].url} answered 500{told}"
+    said = f"registry at {registry.url} answered 500, compressed ({coding}) though nobody asked"
+    assert advice_of(registry).startswith(said)
