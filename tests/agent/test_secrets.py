@@ -6,6 +6,7 @@ traceback, the heartbeat file, the output of --check.
 """
 
 import base64
+import functools
 import itertools
 import json
 import re
@@ -17,7 +18,8 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from kit.parts import client
+from agent import ACCEPTED
+from kit.parts import client, prober
 from kit.peers.faults import FORGED, NASTY, Fault, raw, status
 from kit.peers.registry import Registry
 from kit.peers.server import Exchange, Peer
@@ -107,8 +109,6 @@ def meet(sidecar: Sidecar, peer: Peer, operation: str, fault: object, times: int
     """Play a fault on an endpoint until the agent has judged it so often."""
     met = peer.count(operation)
     peer.play(operation, fault, times=FOREVER)
-    if isinstance(peer, Registry) and operation == "register":
-        peer.forget()
     wait_until(lambda: peer.count(operation) > met + times, why=f"{operation} in:\n{sidecar.log}")
     peer.sane(operation)
 
@@ -238,30 +238,22 @@ def test_a_token_that_is_sent_back_is_not_said(registry: Registry, place: str) -
 # ---- redirects, proxies, netrc
 
 
-REDIRECTS = (
-    ("health", 301), ("register", 302), ("heartbeat", 303), ("heartbeat", 300), ("list", 307),
-    ("deregister", 308),
-)  # fmt: skip
-
-
-def test_a_redirect_is_a_failure_that_names_its_target(service: ToyService) -> None:
-    settings: dict[str, Any] = {"HEARTBEAT_INTERVAL": 0.2, "SERVICE_HEALTH_RETRIES": 100}
-    with (
-        Peer() as elsewhere,
-        Registry(token=TOKEN) as registry,
-        Sidecar(registry, service, REGISTRY_TOKEN=TOKEN, **settings) as sidecar,
-    ):
-        sidecar.wait_for("Heartbeat accepted")
-        for operation, code in REDIRECTS:
-            target = f"{elsewhere.url}/{operation}"
-            moved = ["redirect", target, code]
-            if operation == "deregister":
-                registry.play(operation, moved)
-                assert sidecar.stop()[0] == 0
-            else:
-                meet(sidecar, service if operation == "health" else registry, operation, moved)
-            line = sidecar.wait_for(rf"{code}, a redirect to {target}, which is not followed")
-            assert ("set REGISTRY_URL to" in line) == (operation != "health")
+def test_a_redirect_is_a_failure_that_names_its_target(
+    registry: Registry, service: ToyService
+) -> None:
+    asked, probed = client(registry, REGISTRY_TOKEN=TOKEN), prober(service)
+    register = functools.partial(asked.register, {})
+    ways = (register, 302), (asked.heartbeat, 303), (asked.heartbeat, 300), (asked.look, 307)
+    with Peer() as elsewhere:
+        for ask, code in (*ways, (asked.deregister, 308)):
+            registry.play("*", ["redirect", elsewhere.url, code])
+            advice = ask(5).advice
+            assert f"{code}, a redirect to {elsewhere.url}, which is not followed" in advice
+            assert "set REGISTRY_URL to" in advice
+        service.play("health", ["redirect", elsewhere.url, 301])
+        assert not probed.probe()
+        told = f"301, a redirect to {elsewhere.url}, which is not followed"
+        assert probed.problem == f"{told}; set SERVICE_HEALTH_ENDPOINT to its health check"
         assert elsewhere.connections == 0
 
 
@@ -271,25 +263,24 @@ def test_neither_proxies_nor_netrc_come_from_the_environment(
     netrc = tmp_path / ".netrc"
     netrc.write_text("machine 127.0.0.1 login user password secret\n")
     netrc.chmod(0o600)
-    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(netrc))
     with Peer() as proxy:
-        proxies = dict.fromkeys([*names, *(name.lower() for name in names)], proxy.url)
-        files = {"HOME": str(tmp_path), "NETRC": str(netrc)}
-        with Sidecar(registry, service, HEARTBEAT_INTERVAL=0.2, **proxies, **files) as sidecar:
-            wait_until(lambda: registry.count("list"))
-            sidecar.stop()
-        assert registry.count("deregister") == 1
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+            monkeypatch.setenv(name.lower(), proxy.url)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        asked = client(registry)
+        assert asked.register({}, 5).meaning == ACCEPTED
+        for ask in (asked.heartbeat, asked.look, asked.deregister):
+            assert ask(5).meaning == ACCEPTED
+        assert prober(service).probe()
         assert proxy.connections == 0
         assert "Authorization" not in carried(registry) + carried(service)
-
-        # The same surroundings do tell requests to use them: first the netrc, then the proxy.
-        for variables, used in ((files, service), (proxies, proxy)):
-            for name in (*proxies, "NO_PROXY", "no_proxy"):
-                monkeypatch.delenv(name, raising=False)
-            for name, value in variables.items():
-                monkeypatch.setenv(name, value)
-            requests.get(service.url, timeout=20)
-            assert used.requests[-1].headers["Authorization"]
+        # The same surroundings do tell requests to use both.
+        requests.get(service.url, timeout=20)
+        assert proxy.requests[-1].headers["Authorization"]
 
 
 # ---- a peer writes into the log
