@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kit.promises import TTL, BrokenPromiseError, Promises
+from kit.promises import TTL, PromiseError, Promises
 from kit.sidecar import AGENT, HEALTHCHECK
 
 SETTINGS = {
@@ -51,24 +51,6 @@ NO_FAILURE = {"well", "accepted", "acknowledged", "has it", "lacks it", "is wron
 NO_FAILURE |= {"not known", "stopped"}
 
 
-class Times:
-    """What the agent knows of time: stands in for the module `time`.
-
-    `shown` is the time of each clock; the second one stands still while the host sleeps.
-    """
-
-    CLOCK_BOOTTIME, CLOCK_MONOTONIC = time.CLOCK_BOOTTIME, time.CLOCK_MONOTONIC
-
-    def __init__(self) -> None:
-        self.shown = dict.fromkeys((self.CLOCK_BOOTTIME, self.CLOCK_MONOTONIC), 0.0)
-        self.clock_gettime = self.shown.__getitem__
-
-    def passes(self, seconds: float, suspended: bool = False) -> None:
-        self.shown[self.CLOCK_BOOTTIME] += seconds
-        if not suspended:
-            self.shown[self.CLOCK_MONOTONIC] += seconds
-
-
 class Choices:
     """Says what comes next: what was given, then what comes where all is well.
 
@@ -81,25 +63,17 @@ class Choices:
         self.made: list[tuple[int, int]] = []
 
     def number(self, count: int) -> int:
-        """Choose one of so many."""
         place = len(self.made)
         chosen = self.given[place] if place < len(self.given) else 0
         self.made.append((chosen, count))
         return chosen
 
-    def outcome(self, options: Sequence[str]) -> str:
-        """Choose what comes of a request."""
+    def choose(self, options: Sequence[str], free: bool = False) -> str:
+        """Choose what comes; whether the first of it, that nothing does, is no outcome."""
         if self.budget <= 0 or len(options) == 1:
             return options[0]
-        self.budget -= 1
-        return options[self.number(len(options))]
-
-    def event(self, options: Sequence[str]) -> str:
-        """Choose what comes in a wait."""
-        if self.budget <= 0:
-            return options[0]
         chosen = self.number(len(options))
-        self.budget -= chosen > 0
+        self.budget -= not free or chosen > 0
         return options[chosen]
 
     def freeze(self) -> tuple[float, float]:
@@ -148,12 +122,15 @@ class World:
         settings: Mapping[str, str] = SETTINGS,
     ) -> None:
         self.module, self.choices, self.choosing = module, choices, from_start
-        self.times, self.story = Times(), list[tuple[float, str, str]]()
+        self.story: list[tuple[float, str, str]] = []
         values = known_settings(module, tuple(settings.items()))
         self.promises = Promises(values)
         health = module.healthcheck
-        health.time, health.write = self.times, self.write
-        self.sees_suspensions = health.CLOCK == self.times.CLOCK_BOOTTIME
+        # The clocks; the second one stands still while the host sleeps.
+        self.shown = dict.fromkeys((time.CLOCK_BOOTTIME, time.CLOCK_MONOTONIC), 0.0)
+        health.time = types.SimpleNamespace(clock_gettime=self.shown.__getitem__)
+        health.write = self.write
+        self.sees_suspensions = health.CLOCK == time.CLOCK_BOOTTIME
         self.signals = signals = module.Signals(health.clock, self.sleep)
         signals.pause_until = self.pause
         # This process's own signals stay as they are.
@@ -175,20 +152,21 @@ class World:
     def run(self) -> None:
         """Run the agent until all has been well for a while, and stop it.
 
-        Raises BrokenPromiseError.
+        Raises PromiseError.
         """
         try:
             self.promises.ended(self.agent.run())
-        except BrokenPromiseError as error:
+        except PromiseError as error:
             lines = (f"{when:8.2f} s  {what}: {outcome}" for when, what, outcome in self.story)
-            raise BrokenPromiseError("\n".join([str(error), *lines])) from None
+            raise PromiseError("\n".join([str(error), *lines])) from None
         finally:
             del self.agent, self.signals  # or each world would wait for the garbage collector
 
     # Time
 
     def passes(self, seconds: float) -> None:
-        self.times.passes(seconds)
+        for clock in self.shown:
+            self.shown[clock] += seconds
         self.promises.passes(seconds)
 
     def sleep(self, seconds: float) -> None:
@@ -201,11 +179,12 @@ class World:
             return
         self.passes(max(awake, 0.0))
         self.freeze_at = math.inf
-        clock, lasts = self.module.healthcheck.clock, self.freeze_lasts
-        before = clock()
-        self.times.passes(lasts, self.suspends)
-        # The health check goes by the agent's clock.
-        self.promises.promised += lasts - (clock() - before)
+        lasts = self.freeze_lasts
+        self.shown[time.CLOCK_BOOTTIME] += lasts
+        if not self.suspends:
+            self.shown[time.CLOCK_MONOTONIC] += lasts
+        elif not self.sees_suspensions:  # the health check goes by the agent's clock
+            self.promises.promised += lasts
         self.promises.freezes(lasts)
         self.sane_since = self.promises.now
 
@@ -219,7 +198,7 @@ class World:
         if promises.stopped_at == math.inf:
             promises.waits(wait, end)
             if self.choosing and self.choices.budget > 0:
-                event = self.choices.event(self.events())
+                event = self.choices.choose(self.events(), free=True)
             else:
                 self.stop_soon = self.choosing and self.is_settled()
         if event != "nothing":
@@ -268,7 +247,7 @@ class World:
             return since > 2 * SETTLED
         true = self.stored == {"version": str(self.version)}
         if not true and since > 400:
-            raise BrokenPromiseError("the record does not show the service as it is")
+            raise PromiseError("the record does not show the service as it is")
         settled = since > (2 * SETTLED if self.for_good else SETTLED)
         return settled and true and promises.present and promises.accepted_at > self.sane_since
 
@@ -351,7 +330,7 @@ class World:
     def ask(self, what: str, options: Sequence[str], timeout: float) -> str:
         """Choose what comes of a request, and let the time of it pass. Raises the agent's Stop."""
         promises = self.promises
-        outcome = self.choices.outcome(options) if self.choosing else options[0]
+        outcome = self.choices.choose(options) if self.choosing else options[0]
         self.story.append((promises.now, what, outcome))
         self.asked_at, self.forced = promises.now, len(options) == 1
         if outcome == "stopped":
@@ -438,7 +417,7 @@ class Replicas(World):
         if intervals > self.SOON and self.missing < 0:
             self.missing = self.has.count(False)
         if intervals > self.INTERVALS and not all(self.has):
-            raise BrokenPromiseError(f"{self.has.count(False)} of {len(self.has)} lists lack it")
+            raise PromiseError(f"{self.has.count(False)} of {len(self.has)} lists lack it")
         return intervals > self.INTERVALS
 
     def register(self, metadata: Any, timeout: float) -> Any:
@@ -474,11 +453,6 @@ def sequences(budget: int, first: Sequence[int] = ()) -> Iterator[Choices]:
         if len(made) <= len(first):
             return
         given = [*(chosen for chosen, _ in made[:-1]), made[-1][0] + 1]
-
-
-def lowest(low: float, _high: float) -> float:
-    """Stand in for random.uniform."""
-    return low
 
 
 def highest(low: float, high: float) -> float:

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from kit.promises import BrokenPromiseError
+from kit.promises import PromiseError
 from kit.sidecar import AGENT, HEALTHCHECK
-from kit.world import SETTINGS, Choices, Replicas, World, highest, load, lowest, sequences
+from kit.world import SETTINGS, Choices, Replicas, World, highest, load, sequences
 
 PARTS = 6  # of each exploration, for workers to share
 Uniform = Callable[[float, float], float]
 # From the start or from the first accepted registration on; what the agent draws; how many
 # outcomes. Where it draws the lowest numbers, its first heartbeat is followed by a look at the
 # list; where the highest, its tenth.
-ROOTS = [(True, lowest, 6), (False, lowest, 6), (False, highest, 5)]
+ROOTS: list[tuple[bool, Uniform, int]] = [(True, min, 6), (False, min, 6), (False, highest, 5)]
 REPLICAS = [*itertools.product((2, 3, 5), ("strict", "random"))]
 SEEDS = range(25)
 
@@ -32,7 +32,7 @@ def explore(
 ) -> Iterator[list[int]]:
     """Play each sequence, and yield its choices.
 
-    Raises BrokenPromiseError, with the first that breaks a promise.
+    Raises PromiseError, with the first that breaks a promise.
     """
     for choices in sequences(budget, first):
         World(module, choices, uniform, from_start).run()
@@ -62,18 +62,14 @@ class Drawn(Choices):
         self.chance = random.Random(seed)
 
     def number(self, count: int) -> int:
-        """Draw one of so many numbers."""
         return self.chance.randrange(count)
 
-    def outcome(self, options: Sequence[str]) -> str:
-        """Draw what comes of a request; a signal only at last."""
-        return super().outcome(without_stop(options, self.budget))
-
-    def event(self, options: Sequence[str]) -> str:
-        """Draw what comes in a wait: in most of them nothing."""
-        if self.budget > 0 and self.number(4):
+    def choose(self, options: Sequence[str], free: bool = False) -> str:
+        """Draw what comes: in most waits nothing, and what ends a sequence only at last."""
+        if free and self.budget > 0 and self.number(4):
             return options[0]
-        return super().event(without_stop(options, self.budget))
+        going_on = [each for each in options if self.budget <= 1 or each != "stopped"]
+        return super().choose(going_on, free)
 
     def freeze(self) -> tuple[float, float]:
         """Draw when a freeze begins, and how long it lasts."""
@@ -83,11 +79,6 @@ class Drawn(Choices):
         """Stand in for random.uniform."""
         share = self.chance.random() if self.budget > 0 else 0.5
         return low + (high - low) * share
-
-
-def without_stop(options: Sequence[str], budget: int) -> Sequence[str]:
-    """Leave out what ends a sequence, until its last outcome."""
-    return [option for option in options if budget <= 1 or option != "stopped"]
 
 
 def test_longer_sequences() -> None:
@@ -109,7 +100,7 @@ def play_replicas(
 ) -> list[Replicas]:
     """Play each sequence, after which the store is lost; return how each ended.
 
-    Every replica lists the name in the end. Raises BrokenPromiseError.
+    Every replica lists the name in the end. Raises PromiseError.
     """
     played = []
     for choices in sequences(budget):
@@ -277,7 +268,7 @@ def shortest(module: Any) -> str:
             if budget == 3:
                 for size, turns in REPLICAS:
                     play_replicas(module, size, turns, budget=1)
-    except BrokenPromiseError as broken:
+    except PromiseError as broken:
         return str(broken)
     return ""
 
