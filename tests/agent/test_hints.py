@@ -57,7 +57,7 @@ NGINX = "<html>The plain HTTP request was sent to HTTPS port</html>"
 UNVERIFIED = "<html><h1>400 Bad Request</h1>No required SSL certificate was sent</html>"
 HTTPS = "Client sent an HTTP request to an HTTPS server.\n"
 # What is played when, and the hints for a service and for a registry.
-Row = tuple[str, object, str, str | None]
+Row = tuple[str, object, str, str]
 IN_CLEAR: dict[str, Row] = {
     "ssh": (CONNECT, greets(b"SSH-2.0-OpenSSH_9.9\r\n", b"Invalid SSH.\r\n"), "tcp", "place"),
     "smtp": (CONNECT, greets(b"220 mail.test ESMTP\r\n", b"502 5.5.2 Error\r\n"), "tcp", "place"),
@@ -67,9 +67,8 @@ IN_CLEAR: dict[str, Row] = {
     "gRPC, late": (CONNECT, greets(b"", HTTP2), "tcp", "place"),
     "close": ("*", "close", "https tcp", "https place"),
     "reset": ("*", "reset", "https tcp", "https place"),
-    # Here a registry may also end the sending of a body.
-    "close at once": (CONNECT, "close", "https tcp", None),
-    "reset at once": (CONNECT, "reset", "https tcp", None),
+    "close at once": (CONNECT, "close", "https tcp", "https place"),  # before the body is sent
+    "reset at once": (CONNECT, "reset", "https tcp", "https place"),
     "TLS alert": ("*", "tls_alert", "https port", "https port"),
     "nginx with TLS": ("*", ["status", 400, NGINX], "https port", "https port"),
     "Go with TLS": ("*", ["status", 400, HTTPS], "https port", "https port"),
@@ -85,25 +84,15 @@ IN_CLEAR: dict[str, Row] = {
 }
 
 
-Peers = tuple[ToyService, Registry]
-
-
-@pytest.fixture
-def plain(service: ToyService, registry: Registry) -> Peers:
-    return service, registry
-
-
 @pytest.mark.parametrize("name", IN_CLEAR)
-def test_a_hint_in_plain_http(plain: Peers, name: str) -> None:
+def test_a_hint_in_plain_http(service: ToyService, registry: Registry, name: str) -> None:
     operation, fault, *expected = IN_CLEAR[name]
-    for peer in plain:
+    for peer in (service, registry):
         peer.play(operation, fault, times=FOREVER)
     timeout = 0.5 if name == "hang" else 5
-    problem = problem_of(plain[0], SERVICE_HEALTH_TIMEOUT=timeout)
-    assert hints(problem) == expected[0], problem
-    if expected[1] is not None:
-        advice = advice_of(plain[1], REGISTRY_TIMEOUT=timeout)
-        assert hints(advice) == expected[1], advice
+    problem = problem_of(service, SERVICE_HEALTH_TIMEOUT=timeout)
+    advice = advice_of(registry, REGISTRY_TIMEOUT=timeout)
+    assert [hints(problem), hints(advice)] == expected, (problem, advice)
 
 
 # ---- https
@@ -147,15 +136,15 @@ def test_a_hint_in_https(secure: Secure, name: str) -> None:
 
 
 def test_an_authority_that_is_not_known_and_a_port_without_tls(
-    secure: Secure, plain: Peers
+    secure: Secure, service: ToyService, registry: Registry
 ) -> None:
     for peer in secure[:2]:
         peer.sane()
     assert hints(problem_of(secure[0], SERVICE_SCHEME="https")) == "authority"
     assert hints(advice_of(secure[1])) == "authority"
-    assert hints(problem_of(plain[0], SERVICE_SCHEME="https")) == "http"
-    url = plain[1].url.replace("http:", "https:")
-    assert hints(advice_of(plain[1], REGISTRY_URL=url)) == "http"
+    assert hints(problem_of(service, SERVICE_SCHEME="https")) == "http"
+    url = registry.url.replace("http:", "https:")
+    assert hints(advice_of(registry, REGISTRY_URL=url)) == "http"
 
 
 # ---- who is refused, and why
