@@ -1,4 +1,4 @@
-"""A process that was frozen, a host that was suspended, a registry whose clock is wrong.
+"""A process that was frozen, a host that was suspended.
 
 An interval of 6 s stands for 30 s: a wait of several seconds is where a freeze can hide.
 """
@@ -28,15 +28,6 @@ def first_request(registry: Registry, before: int) -> Request:
     return wait_until(sent)[0]
 
 
-def freeze(sidecar: Sidecar, until: float) -> float:
-    """Stop the process until that moment (monotonic seconds); return when it goes on."""
-    sidecar.process.send_signal(signal.SIGSTOP)
-    time.sleep(max(until - time.monotonic(), 0))
-    thawed = time.monotonic()
-    sidecar.process.send_signal(signal.SIGCONT)
-    return thawed
-
-
 def test_after_a_freeze_the_registry_hears_of_it_at_once(service: ToyService) -> None:
     """The record is gone after two intervals: then it takes a registration."""
     with Registry(ttl=2 * INTERVAL) as registry, Sidecar(registry, service, **SETTINGS) as sidecar:
@@ -44,7 +35,10 @@ def test_after_a_freeze_the_registry_hears_of_it_at_once(service: ToyService) ->
         for intervals, operation in ((1.6, "heartbeat"), (2.1, "register")):
             before = registry.count()
             accepted = max(each.at for each in registry.requests if each.operation == "heartbeat")
-            thawed = freeze(sidecar, accepted + intervals * INTERVAL)
+            sidecar.process.send_signal(signal.SIGSTOP)
+            time.sleep(max(accepted + intervals * INTERVAL - time.monotonic(), 0))
+            thawed = time.monotonic()
+            sidecar.process.send_signal(signal.SIGCONT)
             with Sampler(lambda: registry.record(NAME)) as sampler:
                 sent = first_request(registry, before)
                 assert sent.operation == operation
