@@ -105,14 +105,6 @@ def sent(peer: Peer, header: str) -> set[str]:
     return {request.headers[header] for request in peer.requests}
 
 
-def meet(sidecar: Sidecar, peer: Peer, operation: str, fault: object, times: int = 1) -> None:
-    """Play a fault on an endpoint until the agent has judged it so often."""
-    met = peer.count(operation)
-    peer.play(operation, fault, times=FOREVER)
-    wait_until(lambda: peer.count(operation) > met + times, why=f"{operation} in:\n{sidecar.log}")
-    peer.sane(operation)
-
-
 @pytest.mark.parametrize(
     ("variable", "kind"), [("REGISTRY_TOKEN", "json"), ("REGISTRY_TOKEN_FILE", "text")]
 )
@@ -134,7 +126,10 @@ def test_no_secret_gets_into_the_log_the_heartbeat_file_or_the_wrong_hands(
             shown.append(sidecar.heartbeat_file.read_text())
             exchange.reply(503, {"detail": told(next(turns))})
 
-        meet(sidecar, peer, operation, play, len(names) + 1)
+        met = peer.count(operation)
+        peer.play(operation, play, times=FOREVER)
+        wait_until(lambda: peer.count(operation) > met + len(names) + 1)
+        peer.sane()
 
     service.healthy = False
     with sidecar:
