@@ -7,160 +7,98 @@ import logging
 import os
 import re
 import select
-import signal
 import socket
 import sys
 import threading
-from pathlib import Path
-from typing import Self
 
 import pytest
 
 import agent
 from kit.peers.registry import Registry
 from kit.peers.service import ToyService
-from kit.sidecar import NAME, Sampler, Sidecar, odd_lines, wait_until
+from kit.sidecar import NAME, Sidecar, odd_lines, wait_until
 
-LOSS = re.compile(r"(\d+) lines of the log were dropped")
 PIPE = 8192  # bytes; a pipe of one page alone would be full with any line in it
-ROOM = 1000  # bytes; enough for the first lines and a few heartbeats'
+ROOM = 1000  # bytes of it; enough for the first lines and a few heartbeats'
 
 
-class StalledSidecar(Sidecar):
-    """Its log goes into a pipe with little room left, which nobody reads before `read`."""
-
-    room = ROOM
-
-    def start(self) -> Self:
-        self.read_end, self.stdout = os.pipe()
-        fcntl.fcntl(self.stdout, fcntl.F_SETPIPE_SZ, PIPE)
-        os.write(self.stdout, b"\n" * (PIPE - self.room))
-        try:
-            return super().start()
-        finally:
-            os.close(self.stdout)
-
-    def read(self) -> None:
-        """Read the log from now on, without what was in the pipe before."""
-        self.process.stdout = os.fdopen(self.read_end, errors="surrogateescape")
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def heard(self, line: str) -> None:
-        if line:
-            super().heard(line)
-
-    def close(self) -> None:
-        super().close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # where a shell started it and has not seen its end
-        if self.process.stdout is None:
-            os.close(self.read_end)
-
-
-def test_heartbeats_go_on_and_so_does_all_else(registry: Registry, service: ToyService) -> None:
-    """The log is full before its first line."""
-    sidecar = StalledSidecar(registry, service, HEARTBEAT_INTERVAL=0.3)
-    sidecar.room = 0
+def test_what_was_dropped_is_counted_and_told(registry: Registry) -> None:
+    """No line is torn, and none lost without being counted."""
+    sidecar = Sidecar(registry, HEARTBEAT_INTERVAL=0.5, SERVICE_HEALTH_CHECK="none")
+    read_end, sidecar.stdout = os.pipe()
+    fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, PIPE)
+    os.write(sidecar.stdout, b"x" * (PIPE - ROOM))
     with sidecar:
-        wait_until(lambda: registry.record(NAME))
-        with Sampler(lambda: registry.record(NAME)) as sampler:
-            wait_until(lambda: registry.count("heartbeat") > 10)
-        assert not sampler.absences
+        os.close(sidecar.stdout)
+        wait_until(lambda: registry.count("heartbeat") > 10)
+        assert os.read(read_end, PIPE - ROOM) == b"x" * (PIPE - ROOM)
+        sidecar.process.stdout = os.fdopen(read_end)
+        sidecar.reader = threading.Thread(target=sidecar._read, daemon=True)
+        sidecar.reader.start()
+        told = sidecar.wait_for(r"WARNING .*\d+ lines of the log were dropped")
+        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 3)
+        sidecar.assert_stops()
+    assert sidecar.count("Service deregistered")
+    assert sidecar.count("were dropped") == 1
+    dropped = int(re.findall(r"(\d+) lines of", told)[0])
+    assert dropped > 0
+    # Four lines until the first heartbeat, one for each, and two of the stop.
+    written = 4 + registry.count("heartbeat") + 2
+    assert len(sidecar.lines) - 1 + dropped == written
+    assert not odd_lines(sidecar.lines)
+
+
+def dead_end(kind: str) -> tuple[int, int]:
+    """Return the two ends of what takes no more bytes: a pipe, a socket or a terminal."""
+    if kind == "socket":
+        ours, theirs = (each.detach() for each in socket.socketpair())
+    else:
+        ours, theirs = os.openpty() if kind == "terminal" else os.pipe()
+    os.set_blocking(theirs, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(theirs, b"x")
+    os.set_blocking(theirs, True)
+    if kind == "terminal":
+        os.read(ours, 20)  # so that a part of a line fits
+    return ours, theirs
+
+
+@pytest.mark.parametrize(
+    "kind", ["pipe", "terminal", "socket", "no reader", ">/dev/full 2>&1", ">&- 2>&-"]
+)
+def test_a_log_that_takes_nothing_stops_nothing(
+    registry: Registry, service: ToyService, kind: str
+) -> None:
+    """Full before its first line, as Docker's `tty: true`; a reader that is gone; a full disk.
+
+    O_NONBLOCK would be set for all who have the file in common, and they would lose lines.
+    """
+    sidecar, ends = Sidecar(registry, service, HEARTBEAT_INTERVAL=0.5), list[int]()
+    if kind.startswith(">"):
+        sidecar.python = ["sh", "-c", f'exec "$@" {kind}', "sh", sys.executable, "-I"]
+    else:
+        ends += dead_end(kind)
+        sidecar.stdout = ends[1]
+        if kind == "no reader":
+            os.close(ends.pop(0))
+
+    def blocks() -> bool:
+        return all(map(os.get_blocking, ends))
+
+    with sidecar:
+        wait_until(lambda: not blocks() or registry.count("heartbeat") > 4)
+        assert blocks()
+        assert registry.connections == 1  # no socket has got the number of the closed one
         registry.forget()
         wait_until(lambda: registry.record(NAME))
         assert sidecar.health()[0] == 0
         service.healthy = False
         wait_until(lambda: not registry.record(NAME))
         sidecar.assert_stops()
-
-
-def test_what_was_dropped_is_counted_and_told(registry: Registry) -> None:
-    """No line is torn, and none lost without being counted."""
-    settings = {"HEARTBEAT_INTERVAL": 0.5, "SERVICE_HEALTH_CHECK": "none"}
-    with StalledSidecar(registry, None, **settings) as sidecar:
-        wait_until(lambda: registry.count("heartbeat") > 10)
-        sidecar.read()
-        assert "WARNING" in sidecar.wait_for(LOSS.pattern)
-        sidecar.wait_for("Heartbeat accepted", times=sidecar.count("Heartbeat accepted") + 3)
-        sidecar.assert_stops()
-        assert sidecar.count("Service deregistered")
-        (dropped,) = map(int, LOSS.findall(sidecar.log))
-        assert dropped > 0
-        # Four lines until the first heartbeat, one for each, and two of the stop.
-        written = 4 + registry.count("heartbeat") + 2
-        assert len(sidecar.lines) - 1 + dropped == written
-        assert not odd_lines(sidecar.lines)
-
-
-@pytest.mark.parametrize("kind", ["terminal", "socket", ">/dev/full 2>&1", ">&- 2>&-"])
-def test_a_log_that_takes_nothing_stops_nothing(
-    registry: Registry, service: ToyService, kind: str
-) -> None:
-    """A terminal (Docker's `tty: true`) or a socket that nobody reads; a full disk; one closed."""
-    sidecar, ends = Sidecar(registry, service, HEARTBEAT_INTERVAL=1), (-1, -1)
-    if kind.startswith(">"):
-        sidecar.python = ["sh", "-c", f'exec "$@" {kind}', "sh", sys.executable, "-I"]
-    else:
-        ours, theirs = socket.socketpair()
-        ends = os.openpty() if kind == "terminal" else (ours.detach(), theirs.detach())
-        sidecar.stdout = ends[1]
-        os.set_blocking(ends[1], False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(ends[1], b"x")
-        os.set_blocking(ends[1], True)
-        if kind == "terminal":
-            os.read(ends[0], 20)  # so that a part of a line fits
-    with sidecar:
-        wait_until(lambda: registry.count("heartbeat") > 2)
-        assert registry.connections == 1  # no socket has got the number of the closed one
-        sidecar.assert_stops()
-    for end in {*ends} - {-1}:
+    assert blocks()
+    for end in ends:
         os.close(end)
-    assert registry.record(NAME) is None
-
-
-def test_a_reader_that_goes_away_stops_nothing(registry: Registry, service: ToyService) -> None:
-    sidecar = Sidecar(registry, service, HEARTBEAT_INTERVAL=0.2)
-    reader, sidecar.stdout = os.pipe()
-    with sidecar:
-        os.close(sidecar.stdout)
-        wait_until(lambda: registry.count("heartbeat") > 1)
-        os.close(reader)
-        before = registry.count("heartbeat")
-        wait_until(lambda: registry.count("heartbeat") > before + 5)
-        sidecar.assert_stops()
-
-
-def test_a_stdout_shared_with_others_stays_as_it_is(
-    registry: Registry, service: ToyService
-) -> None:
-    """O_NONBLOCK would be set for all who share it, and they would lose what they write."""
-    sidecar = StalledSidecar(registry, service, HEARTBEAT_INTERVAL=0.3)
-    sidecar.python = ["sh", "-c", 'trap "" TERM; "$@"; echo done', "sh", sys.executable, "-I"]
-    with sidecar:
-        seen: set[int] = set()
-
-        def look() -> bool:
-            seen.add(flags(sidecar.pid))
-            return registry.count("heartbeat") > 10
-
-        try:
-            wait_until(look)
-        finally:
-            os.killpg(sidecar.pid, signal.SIGTERM)  # the agent; its shell does not mind
-        assert not any(flag & os.O_NONBLOCK for flag in seen)
-        sidecar.read()
-        assert sidecar.wait() == 0
-        assert sidecar.lines[-1] == "done"
-
-
-def flags(pid: int) -> int:
-    """Return the flags of a process's stdout, which all have in common who share it (Linux)."""
-    found = re.search(r"flags:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/1").read_text())
-    assert found is not None
-    return int(found[1], 8)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -1,9 +1,8 @@
-"""A process that was frozen, a host that was suspended, a registry whose clock is wrong.
+"""A process that was frozen, a host that was suspended.
 
 An interval of 6 s stands for 30 s: a wait of several seconds is where a freeze can hide.
 """
 
-import email.utils
 import signal
 import time
 
@@ -29,15 +28,6 @@ def first_request(registry: Registry, before: int) -> Request:
     return wait_until(sent)[0]
 
 
-def freeze(sidecar: Sidecar, until: float) -> float:
-    """Stop the process until that moment (monotonic seconds); return when it goes on."""
-    sidecar.process.send_signal(signal.SIGSTOP)
-    time.sleep(max(until - time.monotonic(), 0))
-    thawed = time.monotonic()
-    sidecar.process.send_signal(signal.SIGCONT)
-    return thawed
-
-
 def test_after_a_freeze_the_registry_hears_of_it_at_once(service: ToyService) -> None:
     """The record is gone after two intervals: then it takes a registration."""
     with Registry(ttl=2 * INTERVAL) as registry, Sidecar(registry, service, **SETTINGS) as sidecar:
@@ -45,7 +35,10 @@ def test_after_a_freeze_the_registry_hears_of_it_at_once(service: ToyService) ->
         for intervals, operation in ((1.6, "heartbeat"), (2.1, "register")):
             before = registry.count()
             accepted = max(each.at for each in registry.requests if each.operation == "heartbeat")
-            thawed = freeze(sidecar, accepted + intervals * INTERVAL)
+            sidecar.process.send_signal(signal.SIGSTOP)
+            time.sleep(max(accepted + intervals * INTERVAL - time.monotonic(), 0))
+            thawed = time.monotonic()
+            sidecar.process.send_signal(signal.SIGCONT)
             with Sampler(lambda: registry.record(NAME)) as sampler:
                 sent = first_request(registry, before)
                 assert sent.operation == operation
@@ -53,19 +46,6 @@ def test_after_a_freeze_the_registry_hears_of_it_at_once(service: ToyService) ->
                 wait_until(lambda: registry.record(NAME))
                 sidecar.wait_health("registered, last heartbeat [0-3] s ago", timeout=1)
             assert operation == "register" or not sampler.absences
-
-
-def test_a_freeze_lengthens_no_backoff(registry: Registry, service: ToyService) -> None:
-    """Which a date asked for, reckoned from the registry's own clock."""
-    now = time.time() + 600
-    dates = {"Date": now, "Retry-After": now + 5}
-    headers = {name: email.utils.formatdate(date, usegmt=True) for name, date in dates.items()}
-    registry.play("register", ["status", 503, None, headers])
-    with Sidecar(registry, service) as sidecar:
-        sidecar.wait_for(r"Registration failed.*next in [67]\.\d s")
-        thawed = freeze(sidecar, time.monotonic() + 7)
-        sidecar.wait_registered()
-        assert time.monotonic() - thawed < SOON
 
 
 # The registry's time goes on, and of the agent's clocks one alone.

@@ -11,19 +11,14 @@ import time
 from collections.abc import Callable
 
 
-def stand_still() -> float:
-    """Return the time of a clock that stands still."""
-    return 0.0
-
-
 class Clock:
     """Called, it tells the time in seconds.
 
-    Args: the clock that it follows beside its sleeps, by default none. Attributes: the seconds
-    `skipped` so far; whoever adds to them lets that much time pass.
+    Args: the clock that it follows beside its sleeps, by default one that shows 0.0 for ever.
+    Attributes: the seconds `skipped` so far; whoever adds to them lets that much time pass.
     """
 
-    def __init__(self, base: Callable[[], float] = stand_still) -> None:
+    def __init__(self, base: Callable[[], float] = float) -> None:
         self.base = base
         self.skipped = 0.0
 

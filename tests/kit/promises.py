@@ -16,12 +16,12 @@ LONGEST_RUN = 6000.0  # seconds
 STOP = 3.0  # seconds until it has ended, and DRAIN_SECONDS
 
 
-class BrokenPromiseError(AssertionError):
+class PromiseError(AssertionError):
     """A promise was not kept."""
 
 
 class Promises:
-    """Told of everything that happens; raises BrokenPromiseError as soon as a promise is not kept.
+    """Told of everything that happens; raises PromiseError as soon as a promise is not kept.
 
     The record may expire (`excused`) while the service is down, after ENOUGH failures, and after a
     freeze. However it vanished, it is back by `due_by`, reckoned from the last thing that went
@@ -68,32 +68,25 @@ class Promises:
 
     @property
     def present(self) -> bool:
-        """Tell whether the registry has the record."""
         return self.absent_since is None
 
     @property
     def takes_anything(self) -> bool:
-        """Tell whether the registry takes anything that keeps a record."""
         return self.takes_heartbeats or self.takes_registrations
 
     # Time
 
     def passes(self, seconds: float) -> None:
-        """Note that time passes in which the agent runs, or waits."""
         self.now += seconds
         if self.now > LONGEST_RUN:
-            raise BrokenPromiseError("it never settles")
+            raise PromiseError("it never settles")
         if self.now > self.promised + 0.1:
-            raise BrokenPromiseError(f"the health file is {self.now - self.promised:.1f} s late")
+            raise PromiseError(f"the health file is {self.now - self.promised:.1f} s late")
         if self.now > self.stopped_at + STOP + self.settings.drain_seconds:
-            raise BrokenPromiseError(
-                f"it still runs {self.now - self.stopped_at:.1f} s after the signal"
-            )
+            raise PromiseError(f"it runs {self.now - self.stopped_at:.1f} s after the signal")
         self.expire()
         if self.absent_since is not None and self.now > self.due_by:
-            raise BrokenPromiseError(
-                f"the record is absent for {self.now - self.absent_since:.0f} s"
-            )
+            raise PromiseError(f"the record is absent for {self.now - self.absent_since:.0f} s")
 
     def freezes(self, seconds: float) -> None:
         """Note that time passes in which it cannot run, in a wait of its own."""
@@ -117,14 +110,13 @@ class Promises:
         if calm and seconds > 0:
             off = math.remainder(until - self.grid, self.settings.heartbeat_interval)
             if abs(off) > 0.001:
-                raise BrokenPromiseError(f"a heartbeat {off:.1f} s off the grid")
+                raise PromiseError(f"a heartbeat {off:.1f} s off the grid")
             self.grid = until
 
     def expire(self) -> None:
-        """Let the record expire when it is time for it."""
         if self.now > self.expires:
             if not self.excused:
-                raise BrokenPromiseError(f"the record expires after {self.failures} failures")
+                raise PromiseError(f"the record expires after {self.failures} failures")
             self.vanishes(self.expires)
 
     def goes_on(self, since: float | None = None) -> None:
@@ -169,11 +161,10 @@ class Promises:
         self.goes_on()
 
     def probed(self, well: bool) -> None:
-        """Note what a probe showed."""
         known = self.registered or self.seen  # else INITIAL_WAIT_TIMEOUT may end a wait early
         soon = self.now < self.probed_at + self.settings.pace
         if known and soon and (self.failed_probes or self.down):
-            raise BrokenPromiseError("a probe right after one of a service that is not well")
+            raise PromiseError("a probe right after one of a service that is not well")
         self.probed_at = self.now
         self.failed_probes = 0 if well else self.failed_probes + 1
         self.good_probes = self.good_probes + 1 if well else 0
@@ -190,20 +181,20 @@ class Promises:
     def sends(self, what: str) -> None:
         """Judge that a request is sent to the registry."""
         if self.stopped_at < math.inf:
-            raise BrokenPromiseError(f"a {what} of an agent that stops")
+            raise PromiseError(f"a {what} of an agent that stops")
         self.sent.append(self.now)
         before = self.sent[-1 - MOST_REQUESTS] if len(self.sent) > MOST_REQUESTS else -math.inf
         if self.now < before + self.two_intervals:
-            raise BrokenPromiseError(f"more than {MOST_REQUESTS} requests in two intervals")
+            raise PromiseError(f"more than {MOST_REQUESTS} requests in two intervals")
         if what == "look":
             if self.beats < FEWEST_BEATS and not self.doubts:
-                raise BrokenPromiseError(f"a look {self.beats} heartbeats after the one before")
+                raise PromiseError(f"a look {self.beats} heartbeats after the one before")
             self.beats = 0
         if what != "look" and self.down:
-            raise BrokenPromiseError(f"a {what} for a service that is down")
+            raise PromiseError(f"a {what} for a service that is down")
         if what == "heartbeat" and self.now > self.accepted_at + self.two_intervals + SLICE:
             late = self.now - self.accepted_at
-            raise BrokenPromiseError(f"a heartbeat {late:.1f} s after the last accepted request")
+            raise PromiseError(f"a heartbeat {late:.1f} s after the last accepted request")
 
     def registers(self, changed: bool) -> None:
         """Judge that a registration is sent; whether the service has changed since the last."""
@@ -211,26 +202,22 @@ class Promises:
         told = self.doubts or self.gives_up or self.look_failed
         early = self.now < self.accepted_at + 0.75 * self.two_intervals
         if self.registered and early and not changed and not told:
-            raise BrokenPromiseError("a registration for nothing")
+            raise PromiseError("a registration for nothing")
         if not self.seen and not self.registered:  # "registering it anyway"
             since = self.now - self.settings.initial_wait_timeout
             if since < 0:
-                raise BrokenPromiseError("a registration before the service was ever healthy")
+                raise PromiseError("a registration before the service was ever healthy")
             since -= self.frozen_for
             if not self.failed_registrations and since > self.settings.service_health_timeout + 0.1:
-                raise BrokenPromiseError(
-                    f"the first registration {since:.1f} s after INITIAL_WAIT_TIMEOUT"
-                )
+                raise PromiseError(f"first registration {since:.1f} s after its time")
             return
         if self.failed_probes:
-            raise BrokenPromiseError("a registration right after a failed probe")
+            raise PromiseError("a registration right after a failed probe")
         if not self.present and not self.fresh:
-            raise BrokenPromiseError(
-                "the record is put back, and the service was not probed before"
-            )
+            raise PromiseError("the record is put back, and the service was not probed before")
         if self.now < self.wait_until - 0.001:
             left = self.wait_until - self.now
-            raise BrokenPromiseError(f"a registration {left:.1f} s before Retry-After allows it")
+            raise PromiseError(f"a registration {left:.1f} s before Retry-After allows it")
 
     def accepted(self, what: str, sent_at: float) -> None:
         """Note that the agent is told that a registration or a heartbeat is accepted."""
@@ -271,23 +258,18 @@ class Promises:
         self.goes_on()
 
     def shows(self, promise: float, state: str, ready_until: float) -> None:
-        """Judge what the agent writes into its health file."""
         self.promised = promise
         if state == "down" and not self.down:
-            raise BrokenPromiseError(f"down after {self.failed_probes} failed probes in a row")
+            raise PromiseError(f"down after {self.failed_probes} failed probes in a row")
         if ready_until > max(self.now, self.accepted_at + self.two_intervals) + 0.001:
-            raise BrokenPromiseError(
-                "ready for longer than two intervals after the last accepted request"
-            )
+            raise PromiseError("ready for longer than the record lives")
 
     def stops(self) -> None:
-        """Note that the signal comes."""
         self.stopped_at = self.now
         self.expires = self.due_by = math.inf
 
     def ended(self, code: int) -> None:
-        """Judge the end."""
         if code != 0:
-            raise BrokenPromiseError(f"exit code {code}")
+            raise PromiseError(f"exit code {code}")
         if self.deregistrations != (self.settings.deregister_on_exit and self.registered):
-            raise BrokenPromiseError(f"{self.deregistrations} deregistrations at the end")
+            raise PromiseError(f"{self.deregistrations} deregistrations at the end")

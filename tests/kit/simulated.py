@@ -6,20 +6,9 @@ what carries an exchange.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import agent
-
-
-class Time(Protocol):
-    """A simulated clock, such as kit.clock's."""
-
-    def __call__(self) -> float:
-        """Return the time in seconds."""
-
-    def sleep(self, seconds: float, /) -> None:
-        """Return when so many seconds have passed."""
-
+from kit.clock import Clock
 
 # Carries one request and brings the answer; it is given the method, the path and the timeout.
 Carrier = Callable[[str, str, float], agent.Answer]
@@ -29,7 +18,6 @@ class Undisturbed(agent.Signals):
     """Signals that never come: a pause is slept in one go."""
 
     def pause_until(self, end: float) -> None:
-        """Sleep until then."""
         self.sleep(max(end - self.clock(), 0.0))
 
 
@@ -55,20 +43,14 @@ class Line(agent.Peer):
         self.carry = carry
 
     def exchange(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],  # noqa: ARG002
-        body: bytes,  # noqa: ARG002
-        timeout: float,
+        self, method: str, path: str, _headers: Mapping[str, str], _body: bytes, timeout: float
     ) -> agent.Answer:
-        """Have it carried."""
         return self.carry(method, path, timeout)
 
 
 def simulated_agent(
     settings: agent.Settings,
-    clock: Time,
+    clock: Clock,
     uniform: agent.Uniform,
     registry: Carrier,
     service: Carrier | None = None,

@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kit.promises import TTL, BrokenPromiseError, Promises
+from kit.promises import TTL, PromiseError, Promises
 from kit.sidecar import AGENT, HEALTHCHECK
 
 SETTINGS = {
@@ -51,25 +51,6 @@ NO_FAILURE = {"well", "accepted", "acknowledged", "has it", "lacks it", "is wron
 NO_FAILURE |= {"not known", "stopped"}
 
 
-class Times:
-    """What the agent knows of time: stands in for the module `time`.
-
-    `shown` is the time of each clock; the second one stands still while the host sleeps.
-    """
-
-    CLOCK_BOOTTIME, CLOCK_MONOTONIC = time.CLOCK_BOOTTIME, time.CLOCK_MONOTONIC
-
-    def __init__(self) -> None:
-        self.shown = dict.fromkeys((self.CLOCK_BOOTTIME, self.CLOCK_MONOTONIC), 0.0)
-        self.clock_gettime = self.shown.__getitem__
-
-    def passes(self, seconds: float, suspended: bool = False) -> None:
-        """Let time pass."""
-        self.shown[self.CLOCK_BOOTTIME] += seconds
-        if not suspended:
-            self.shown[self.CLOCK_MONOTONIC] += seconds
-
-
 class Choices:
     """Says what comes next: what was given, then what comes where all is well.
 
@@ -82,25 +63,17 @@ class Choices:
         self.made: list[tuple[int, int]] = []
 
     def number(self, count: int) -> int:
-        """Choose one of so many."""
         place = len(self.made)
         chosen = self.given[place] if place < len(self.given) else 0
         self.made.append((chosen, count))
         return chosen
 
-    def outcome(self, options: Sequence[str]) -> str:
-        """Choose what comes of a request."""
+    def choose(self, options: Sequence[str], free: bool = False) -> str:
+        """Choose what comes; whether the first of it, that nothing does, is no outcome."""
         if self.budget <= 0 or len(options) == 1:
             return options[0]
-        self.budget -= 1
-        return options[self.number(len(options))]
-
-    def event(self, options: Sequence[str]) -> str:
-        """Choose what comes in a wait."""
-        if self.budget <= 0:
-            return options[0]
         chosen = self.number(len(options))
-        self.budget -= chosen > 0
+        self.budget -= not free or chosen > 0
         return options[chosen]
 
     def freeze(self) -> tuple[float, float]:
@@ -108,6 +81,7 @@ class Choices:
         return 0.1, FREEZE
 
 
+@functools.cache
 def load(agent_text: str = "", health_text: str = "") -> Any:
     """Return a copy of the module agent, with one of healthcheck, of its own or of other texts."""
     module: Any = types.ModuleType("agent_copy")
@@ -148,15 +122,19 @@ class World:
         settings: Mapping[str, str] = SETTINGS,
     ) -> None:
         self.module, self.choices, self.choosing = module, choices, from_start
-        self.times, self.story = Times(), list[tuple[float, str, str]]()
+        self.story: list[tuple[float, str, str]] = []
         values = known_settings(module, tuple(settings.items()))
         self.promises = Promises(values)
         health = module.healthcheck
-        health.time, health.write = self.times, self.write
-        self.sees_suspensions = health.CLOCK == self.times.CLOCK_BOOTTIME
+        # The clocks; the second one stands still while the host sleeps.
+        self.shown = dict.fromkeys((time.CLOCK_BOOTTIME, time.CLOCK_MONOTONIC), 0.0)
+        health.time = types.SimpleNamespace(clock_gettime=self.shown.__getitem__)
+        health.write = self.write
+        self.sees_suspensions = health.CLOCK == time.CLOCK_BOOTTIME
         self.signals = signals = module.Signals(health.clock, self.sleep)
         signals.pause_until = self.pause
-        signals.mask = signals.unmask = self.leave_signals
+        # This process's own signals stay as they are.
+        signals.mask = signals.unmask = lambda: vars(signals).update(stopping=False)
         self.stop_soon = False
         self.freeze_at, self.freeze_lasts, self.suspends = math.inf, 0.0, False
         # The service, as the agent sees it, and as it is.
@@ -174,25 +152,21 @@ class World:
     def run(self) -> None:
         """Run the agent until all has been well for a while, and stop it.
 
-        Raises BrokenPromiseError.
+        Raises PromiseError.
         """
         try:
             self.promises.ended(self.agent.run())
-        except BrokenPromiseError as error:
-            raise BrokenPromiseError(f"{error}\n{self.tell()}") from None
+        except PromiseError as error:
+            lines = (f"{when:8.2f} s  {what}: {outcome}" for when, what, outcome in self.story)
+            raise PromiseError("\n".join([str(error), *lines])) from None
         finally:
             del self.agent, self.signals  # or each world would wait for the garbage collector
-
-    def tell(self) -> str:
-        """Return what happened, a line each."""
-        lines = (f"{when:8.2f} s  {what}: {outcome}" for when, what, outcome in self.story)
-        return "\n".join(lines)
 
     # Time
 
     def passes(self, seconds: float) -> None:
-        """Let time pass."""
-        self.times.passes(seconds)
+        for clock in self.shown:
+            self.shown[clock] += seconds
         self.promises.passes(seconds)
 
     def sleep(self, seconds: float) -> None:
@@ -205,11 +179,12 @@ class World:
             return
         self.passes(max(awake, 0.0))
         self.freeze_at = math.inf
-        clock, lasts = self.module.healthcheck.clock, self.freeze_lasts
-        before = clock()
-        self.times.passes(lasts, self.suspends)
-        # The health check goes by the agent's clock.
-        self.promises.promised += lasts - (clock() - before)
+        lasts = self.freeze_lasts
+        self.shown[time.CLOCK_BOOTTIME] += lasts
+        if not self.suspends:
+            self.shown[time.CLOCK_MONOTONIC] += lasts
+        elif not self.sees_suspensions:  # the health check goes by the agent's clock
+            self.promises.promised += lasts
         self.promises.freezes(lasts)
         self.sane_since = self.promises.now
 
@@ -223,7 +198,7 @@ class World:
         if promises.stopped_at == math.inf:
             promises.waits(wait, end)
             if self.choosing and self.choices.budget > 0:
-                event = self.choices.event(self.events())
+                event = self.choices.choose(self.events(), free=True)
             else:
                 self.stop_soon = self.choosing and self.is_settled()
         if event != "nothing":
@@ -272,7 +247,7 @@ class World:
             return since > 2 * SETTLED
         true = self.stored == {"version": str(self.version)}
         if not true and since > 400:
-            raise BrokenPromiseError("the record does not show the service as it is")
+            raise PromiseError("the record does not show the service as it is")
         settled = since > (2 * SETTLED if self.for_good else SETTLED)
         return settled and true and promises.present and promises.accepted_at > self.sane_since
 
@@ -283,10 +258,6 @@ class World:
         self.stop_soon = False
         self.promises.stops()
         self.signals.note(signal.SIGTERM, None)
-
-    def leave_signals(self) -> None:
-        """Leave this process's own signals as they are."""
-        self.signals.stopping = False
 
     # The network, and the health file
 
@@ -302,7 +273,6 @@ class World:
     # The service
 
     def probe(self) -> bool:
-        """Answer a probe."""
         outcome = self.ask("probe", PROBE, self.promises.settings.service_health_timeout)
         if outcome == "well":
             self.seen, self.metadata = True, {"version": str(self.version)}
@@ -313,7 +283,6 @@ class World:
     # The registry
 
     def register(self, metadata: Any, timeout: float) -> Any:
-        """Answer a registration."""
         self.promises.registers(metadata != self.known)
         taken = self.promises.takes_registrations
         outcome = self.ask("register", REGISTRATION if taken else ("failing",), timeout)
@@ -324,7 +293,6 @@ class World:
         return self.answer("register", outcome)
 
     def heartbeat(self, timeout: float) -> Any:
-        """Answer a heartbeat."""
         promises = self.promises
         promises.sends("heartbeat")
         options: Sequence[str] = HEARTBEAT[promises.present]
@@ -335,7 +303,6 @@ class World:
         return self.answer("heartbeat", self.ask("heartbeat", options, timeout))
 
     def look(self, timeout: float) -> Any:
-        """Answer a look at the list."""
         promises = self.promises
         promises.sends("look")
         outcome = self.ask("look", (*LOOK[promises.present], *NO_LOOK), timeout)
@@ -355,17 +322,15 @@ class World:
         return module.Answer(503, WAIT, meaning=module.FAILED, advice=outcome)
 
     def deregister(self, timeout: float) -> Any:
-        """Answer a deregistration."""
         self.promises.deregistrations += 1
-        outcome = self.ask("deregister", DEREGISTRATION, timeout)
-        accepted = outcome == "accepted"
+        accepted = self.ask("deregister", DEREGISTRATION, timeout) == "accepted"
         meaning = self.module.ACCEPTED if accepted else self.module.FAILED
         return self.module.Answer(200 if accepted else 503, meaning=meaning)
 
     def ask(self, what: str, options: Sequence[str], timeout: float) -> str:
         """Choose what comes of a request, and let the time of it pass. Raises the agent's Stop."""
         promises = self.promises
-        outcome = self.choices.outcome(options) if self.choosing else options[0]
+        outcome = self.choices.choose(options) if self.choosing else options[0]
         self.story.append((promises.now, what, outcome))
         self.asked_at, self.forced = promises.now, len(options) == 1
         if outcome == "stopped":
@@ -398,14 +363,13 @@ class World:
                 promises.vanishes(promises.now)
             promises.not_known(by_look=False)
             return module.Answer(404, meaning=module.LOST)
-        wait = RETRY_AFTER if outcome == "asked to wait" else 0
+        wait = outcome == "asked to wait"
         if not self.forced:
-            promises.failed(what, wait)
+            promises.failed(what, RETRY_AFTER * wait)
         if outcome in ("late", "lost"):
             return module.Answer(failure=module.LateError(), meaning=module.FAILED)
         meaning = module.REFUSED if outcome == "refused" else module.FAILED
-        headers = WAIT if wait else {}
-        return module.Answer(503, headers, meaning=meaning, advice=outcome)
+        return module.Answer(503, WAIT if wait else {}, meaning=meaning, advice=outcome)
 
 
 class Replicas(World):
@@ -414,7 +378,7 @@ class Replicas(World):
     From then on each takes every request, and answers from its own memory. Args: for each request
     the number of the replica that it reaches; which of them list the name; after how many intervals
     which of them lose their memories. `missing` is how many lists lacked the name 40 intervals
-    after the last loss, `sent` the requests since the store was lost.
+    after the last loss; `promises.sent` begins anew where the store is lost.
     """
 
     SOON, INTERVALS = 40, 100  # after the last loss; in the end each list has the name
@@ -430,11 +394,6 @@ class Replicas(World):
         self.turns, self.has, self.losses = turns, [*listed], [*losses]
         self.last = math.inf  # when something was lost
         self.missing = -1
-
-    @property
-    def sent(self) -> int:
-        """How many requests there were since the store was lost."""
-        return len(self.promises.sent)
 
     def events(self) -> list[str]:
         """Return what may come: nothing else for good."""
@@ -458,23 +417,20 @@ class Replicas(World):
         if intervals > self.SOON and self.missing < 0:
             self.missing = self.has.count(False)
         if intervals > self.INTERVALS and not all(self.has):
-            raise BrokenPromiseError(f"{self.has.count(False)} of {len(self.has)} lists lack it")
+            raise PromiseError(f"{self.has.count(False)} of {len(self.has)} lists lack it")
         return intervals > self.INTERVALS
 
     def register(self, metadata: Any, timeout: float) -> Any:
-        """Answer a registration."""
         if self.promises.store_lost:
             self.has[next(self.turns)] = True
         return super().register(metadata, timeout)
 
     def heartbeat(self, timeout: float) -> Any:
-        """Answer a heartbeat."""
         if self.promises.store_lost:
             next(self.turns)
         return super().heartbeat(timeout)
 
     def look(self, timeout: float) -> Any:
-        """Answer a look at the list."""
         if not self.promises.store_lost:
             return super().look(timeout)
         self.promises.sends("look")
@@ -497,11 +453,6 @@ def sequences(budget: int, first: Sequence[int] = ()) -> Iterator[Choices]:
         if len(made) <= len(first):
             return
         given = [*(chosen for chosen, _ in made[:-1]), made[-1][0] + 1]
-
-
-def lowest(low: float, _high: float) -> float:
-    """Stand in for random.uniform."""
-    return low
 
 
 def highest(low: float, high: float) -> float:

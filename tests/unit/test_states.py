@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,16 +11,16 @@ import agent
 import healthcheck
 from agent import Answer
 from kit.clock import Clock
-from kit.peers.faults import Fault
+from kit.parts import client, prober, problem_of, read
+from kit.peers.faults import Fault, raw, status
 from kit.peers.registry import Registry
-from kit.peers.server import Exchange
 from kit.peers.service import ToyService
+from kit.sidecar import NAME
 from kit.simulated import simulated_agent
 
-BOTH = {"SERVICE_NAME": "osint", "SERVICE_HOST": "127.0.0.1"}
-SETTINGS = agent.read_settings(BOTH)
+SETTINGS = read(None, None)
 DOWN = Answer(failure=ConnectionRefusedError(111, "Connection refused"))
-GOOD = Answer(200, body=b'["osint"]')
+GOOD = Answer(200, body=json.dumps([NAME]).encode())
 
 
 def nobody(_method: str, _path: str, _timeout: float) -> Answer:
@@ -46,8 +45,8 @@ def test_the_first_wait_ends_on_time_and_probes_at_least_once_an_interval(
         probes.append(clock())
         return DOWN
 
-    more = {"HEARTBEAT_INTERVAL": interval, "INITIAL_WAIT_TIMEOUT": "2.5"}
-    subject = simulated_agent(agent.read_settings(BOTH | more), clock, longest, nobody, probed)
+    settings = read(None, None, HEARTBEAT_INTERVAL=interval, INITIAL_WAIT_TIMEOUT=2.5)
+    subject = simulated_agent(settings, clock, longest, nobody, probed)
     assert subject.waiting() == subject.registering
     assert probes == times
 
@@ -80,7 +79,7 @@ def test_a_slot_is_a_probe_and_a_heartbeat_and_a_repeated_one_waits_for_no_probe
         (62, "/heartbeat"),
         (76, "/heartbeat"),  # as long as it was asked to wait, but for half of the record's life
         (90, "probe"), (90, "/heartbeat"),
-        (120, "probe"), (120, "/heartbeat"), (120, "/deregister/osint"),
+        (120, "probe"), (120, "/heartbeat"), (120, "/deregister/osint_service"),
     ]  # fmt: skip
 
 
@@ -127,61 +126,55 @@ def test_the_heartbeat_file_is_written_where_it_must_say_more_and_not_for_nothin
     assert not os.path.exists(path)  # nothing to be said
 
 
+def test_a_heartbeat_file_that_could_not_be_written_is_tried_again_within_seconds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next step of the loop is 30 s away."""
+    path, seen = tmp_path / "later" / "heartbeat", list[tuple[float, bool]]()
+
+    class Meanwhile(Clock):
+        def sleep(self, seconds: float, /) -> None:
+            super().sleep(seconds)
+            seen.append((self(), path.exists()))
+            if self() == 10:
+                path.parent.mkdir()
+
+    clock = Meanwhile()
+    life = agent.SignOfLife(str(path), clock)
+    simulated_agent(SETTINGS, clock, longest, nobody, life=life).pause(30)
+    assert seen == [(2.5, False), (5, False), (7.5, False), (10, False), (30, True)]
+    (line,) = caplog.messages
+    assert line.startswith(f"HEARTBEAT_FILE={path} cannot be written")
+
+
 # ---- what real peers send that tells nothing
-
-
-def reply(status: int, body: object = None, kind: str = "") -> Fault:
-    """Return an answer to play."""
-    return lambda exchange: exchange.reply(status, body, {"Content-Type": kind} if kind else {})
-
-
-def sent(text: str) -> Fault:
-    """Return an answer of which no more comes than this."""
-
-    def play(exchange: Exchange) -> None:
-        exchange.close_connection = True
-        exchange.raw(text.encode())
-
-    return play
 
 
 def cut_off(body: str, framing: str = "Content-Length: 1000") -> Fault:
     """Return a 200 whose connection ends before its body does."""
     kind = "Content-Type: application/json"
-    return sent(f"HTTP/1.1 200 OK\r\n{kind}\r\n{framing}\r\n\r\n{body}")
-
-
-def cut_off_chunks(body: str) -> Fault:
-    return cut_off(f"{len(body):x}\r\n{body}\r\n", "Transfer-Encoding: chunked")
+    return raw(f"HTTP/1.1 200 OK\r\n{kind}\r\n{framing}\r\n\r\n{body}".encode())
 
 
 HTML = "<!DOCTYPE html><html><body>Welcome, everybody</body></html>"
-PAGE = reply(200, HTML, "text/html; charset=utf-8")
-HEALTH = '{"status": "healthy", "version": "1.0.0"}'
+PAGE = status(200, HTML, {"Content-Type": "text/html; charset=utf-8"})
 STARTING = '{"status": "starting"}'
-NO_OBJECTS: dict[str, Any] = {
-    "cut off": cut_off(HEALTH[:20]),
+NO_OBJECTS: dict[str, object] = {
+    "cut off": cut_off(STARTING[:20]),
     "cut off behind an object": cut_off(STARTING),
-    "cut off without a length": cut_off(HEALTH[:20], "Connection: close"),
-    "chunks cut off": cut_off_chunks(HEALTH[:20]),
-    "chunks cut off behind an object": cut_off_chunks(STARTING),
+    "cut off without a length": cut_off(STARTING[:20], "Connection: close"),
+    "chunks cut off": cut_off(f"16\r\n{STARTING}\r\n", "Transfer-Encoding: chunked"),
     "broken chunks": "broken_chunks",
-    "empty": reply(200, ""),
-    "no content": reply(204),
+    "no content": "status_204",
     "a page": PAGE,
     "a list": "json_list",
-    "null": "json_null",
-    "a number too long": "huge_int_json",
-    "not UTF-8": "not_utf8",
-    "too deep": "deep_json",
-    "too long": reply(200, {"status": "starting", "padding": "x" * 70_000}),
+    "too long": status(200, {"status": "starting", "padding": "x" * 70_000}),
     "packed": ["gzip_bomb", 1],
 }
 
 
 def test_a_probe_that_brings_no_whole_object_leaves_what_is_known(service: ToyService) -> None:
-    settings = agent.read_settings(BOTH | {"SERVICE_PORT": str(service.port)})
-    subject = agent.Service(settings, agent.Signals())
+    subject = prober(service)
     assert subject.probe()
     for kind, fault in NO_OBJECTS.items():
         service.play("health", fault)
@@ -190,79 +183,73 @@ def test_a_probe_that_brings_no_whole_object_leaves_what_is_known(service: ToySe
 
 
 def test_a_health_body_that_does_not_end_in_time_is_a_failed_probe(service: ToyService) -> None:
-    more = {"SERVICE_PORT": str(service.port), "SERVICE_HEALTH_TIMEOUT": "0.3"}
-    subject = agent.Service(agent.read_settings(BOTH | more), agent.Signals())
     service.play("health", "drip_body")
-    assert not subject.probe()
-    assert subject.problem == "200, but the body did not end in time"
+    said = problem_of(service, SERVICE_HEALTH_TIMEOUT=0.3)
+    assert said == "200, but the body did not end in time"
 
 
-NO_LISTS: dict[str, Any] = {
+NO_LISTS: dict[str, object] = {
     "an error": "status_500",
     "a page": PAGE,
-    "an object": reply(200, {"services": []}),
+    "an object": status(200, {"services": []}),
     "a list that is cut off": cut_off('["another_service", "osi'),
-    "a list of more than 64 KB": reply(200, ["another_service"] * 5000),
+    "a list of more than 64 KB": status(200, ["another_service"] * 5000),
     "no answer": "hang",
 }
-NO_REGISTRY: dict[str, Any] = {
-    "by its type alone": reply(201, "Welcome", "TEXT/HTML"),
-    "behind a byte order mark": reply(200, f"\ufeff\n{HTML}", "text/plain"),
-    "longer than 64 KB": reply(200, HTML + "x" * 70_000, "text/html"),
-    "cut off in the status": sent("HTTP/1.1 2"),
+NO_REGISTRY = {
+    "by its type alone": status(201, "Welcome", {"Content-Type": "TEXT/HTML"}),
+    "longer than 64 KB": status(200, HTML + "x" * 70_000),
+    "cut off in the status": raw(b"HTTP/1.1 2"),
 }
-ACCEPTS: dict[str, Any] = {
-    "empty": reply(201, ""),
-    "no content": reply(204),
-    "a JSON string": reply(200, json.dumps(HTML), "application/json"),
-    "text": reply(200, "OK: 1 < 2"),
+ACCEPTS = {
+    "empty": status(201, ""),
+    "no content": status(204),
+    "a JSON string": status(200, json.dumps(HTML), {"Content-Type": "application/json"}),
+    "text": status(200, "OK: 1 < 2"),
 }
 
 
 @pytest.fixture
-def client(registry: Registry) -> agent.Registry:
+def asker(registry: Registry) -> agent.Registry:
     """What speaks with a real registry, which has accepted one registration of its own."""
-    subject = agent.Registry(
-        agent.read_settings(BOTH | {"REGISTRY_URL": registry.url}), agent.Signals()
-    )
+    subject = client(registry)
     assert subject.register({}, 5).meaning == agent.ACCEPTED
     return subject
 
 
 def test_what_is_no_list_does_not_tell_whether_the_record_is_there(
-    registry: Registry, client: agent.Registry
+    registry: Registry, asker: agent.Registry
 ) -> None:
-    assert client.look(5).meaning == agent.ACCEPTED
+    assert asker.look(5).meaning == agent.ACCEPTED
     for kind, fault in NO_LISTS.items():
         registry.play("list", fault)
-        answer = client.look(0.3 if fault == "hang" else 5)
+        answer = asker.look(0.3 if fault == "hang" else 5)
         assert (kind, answer.meaning) == (kind, agent.FAILED)
         assert answer.advice.startswith("GET /services does not tell whether the record is there")
     registry.forget()
-    assert client.look(5).meaning == agent.LOST
+    assert asker.look(5).meaning == agent.LOST
 
 
 def test_a_page_and_half_an_answer_are_no_registry_s_and_any_other_2xx_is(
-    registry: Registry, client: agent.Registry
+    registry: Registry, asker: agent.Registry
 ) -> None:
-    requests = client.heartbeat, client.deregister
     for faults, meaning in ((NO_REGISTRY, agent.FAILED), (ACCEPTS, agent.ACCEPTED)):
         for kind, fault in faults.items():
             before = registry.count()
-            for request in requests:
+            for request in (asker.heartbeat, asker.deregister):
                 registry.play("*", fault)
                 assert (kind, request(5).meaning) == (kind, meaning)
-            assert registry.count() == before + len(requests)  # none was sent again
+            assert registry.count() == before + 2  # none was sent again
 
 
 @pytest.mark.parametrize("fault", ["close", "reset"])
 def test_only_a_kept_connection_that_is_closed_at_that_very_moment_is_opened_again(
-    registry: Registry, client: agent.Registry, fault: str
+    registry: Registry, asker: agent.Registry, fault: str
 ) -> None:
     registry.play("heartbeat", fault)
-    assert client.heartbeat(5).meaning == agent.ACCEPTED
+    assert asker.heartbeat(5).meaning == agent.ACCEPTED
     assert registry.count("heartbeat") == 2
     registry.play("heartbeat", fault, times=2)
-    answer = client.heartbeat(5)
+    answer = asker.heartbeat(5)
     assert answer.meaning == agent.FAILED
     assert fault == "reset" or "connection closed without an answer" in answer.advice
