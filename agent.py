@@ -1048,7 +1048,7 @@ FRAMING = "Connection|Content-Length|Transfer-Encoding"  # the agent's own
 HEADER = rf"(?!(?i:{FRAMING}):)([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~]*)"
 URL_FIX = "http://HOST:PORT of the registry, such as http://vertice-register-lb:80"
 HEALTH_FIX = "a path, such as /health, or a whole URL, such as http://vertice-osint:9000/health"
-LOOPBACK = r"localhost|127\.[0-9.]+|0\.0\.0\.0|::1?"
+ITSELF = r"localhost|0\.0\.0\.0|::"  # hosts that are each caller itself
 TOKEN = "[!-~]{0,4095}"
 TOKEN_FIX = "the registry's token: printable ASCII without blanks"
 TOKEN_VARIABLES = ("REGISTRY_TOKEN", "VERTICE_REGISTRY_TOKEN", "REGISTRY_AUTH_TOKEN")
@@ -1487,7 +1487,7 @@ def doubts_about_places(settings: Settings) -> Iterator[str]:
     probed = settings.service_health_check == "http" and is_https(settings.health_url)
     if probed and not settings.service_tls_verify:
         yield "SERVICE_TLS_VERIFY=false: a probe believes whoever answers in its place"
-    if re.fullmatch(LOOPBACK, settings.service_host):
+    if re.fullmatch(ITSELF, settings.service_host):
         yield (
             f"SERVICE_HOST={settings.service_host}: callers in other containers would reach"
             " themselves; set it to the name by which they reach the service"

@@ -200,7 +200,8 @@ class Promises:
         """Judge that a registration is sent; whether the service has changed since the last."""
         self.sends("register")
         told = self.doubts or self.gives_up or self.look_failed
-        early = self.now < self.accepted_at + 0.75 * self.two_intervals
+        last = self.settings.heartbeat_interval / 4 + self.settings.service_health_timeout
+        early = self.now < self.accepted_at + self.two_intervals - last - 0.1
         if self.registered and early and not changed and not told:
             raise PromiseError("a registration for nothing")
         if not self.seen and not self.registered:  # "registering it anyway"

@@ -27,15 +27,26 @@ REPLICAS = [*itertools.product((2, 3, 5), ("strict", "random"))]
 SEEDS = range(25)
 
 
+class SlowProbes(World):
+    """A world in which a good probe takes nearly as long as it may."""
+
+    PROBE_TAKES = 0.98
+
+
 def explore(
-    module: Any, budget: int, from_start: bool, uniform: Uniform, first: Sequence[int] = ()
+    module: Any,
+    budget: int,
+    from_start: bool,
+    uniform: Uniform,
+    first: Sequence[int] = (),
+    world: type[World] = World,
 ) -> Iterator[list[int]]:
     """Play each sequence, and yield its choices.
 
     Raises PromiseError, with the first that breaks a promise.
     """
     for choices in sequences(budget, first):
-        World(module, choices, uniform, from_start).run()
+        world(module, choices, uniform, from_start).run()
         yield [chosen for chosen, _ in choices.made]
 
 
@@ -44,6 +55,10 @@ def explore(
 def test_every_sequence(from_start: bool, uniform: Uniform, outcomes: int, part: int) -> None:
     for first in [*explore(load(), 2, from_start, uniform)][part::PARTS]:
         assert sum(1 for _ in explore(load(), outcomes, from_start, uniform, first))
+
+
+def test_slow_probes_cost_no_record() -> None:
+    assert sum(1 for _ in explore(load(), 4, False, max, world=SlowProbes))
 
 
 OTHER_SETTINGS: list[dict[str, str]] = [
@@ -174,7 +189,11 @@ FAULTS = {
         "self.record.wants_registration() and self.record.left() > 0",
         "the service was not probed before",
     ),
-    "a gap before the registration": ("interval / 4", "interval * 0", "the record expires"),
+    "a gap before the registration": (
+        "return self.left() - needed",
+        "return self.left()",
+        "the record expires",
+    ),
     "one good probe for the way back": ("GOOD_PROBES = 2", "GOOD_PROBES = 1", "that is down"),
     "registers a dead service": (
         "elif not self.is_healthy()",
@@ -235,7 +254,7 @@ FAULTS = {
         "self.accepted_at + self.settings.heartbeat_interval",
         "off the grid",
     ),
-    "registrations for retries": ("interval / 4 + self.probe_took", "interval - 5", "for nothing"),
+    "registrations for retries": ("interval / 4 + self", "interval / 2 + self", "for nothing"),
     "a list is believed more than heartbeats": (
         "self.record.look()",
         "if self.record.look() or self.record.doubt > 1: return self.registering",

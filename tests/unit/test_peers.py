@@ -32,15 +32,12 @@ def test_a_bad_registration_is_422(registry: Registry) -> None:
     assert not registry.names()
 
 
-def test_it_lets_a_record_expire_and_is_429_beyond_a_limit() -> None:
+def test_it_lets_a_record_expire() -> None:
     now = 1000.0
-    limits = {"heartbeat": (2, 60.0)}
-    with Registry(ttl=60, limits=limits, retry_after=7, clock=lambda: now) as registry:
+    with Registry(ttl=60, clock=lambda: now) as registry:
         post(registry, "/register", A)
         now = 1059.0
-        answers = [post(registry, "/heartbeat", A) for _ in range(3)]
-        assert [answer.status_code for answer in answers] == [200, 200, 429]
-        assert answers[-1].headers["Retry-After"] == "7"
+        assert post(registry, "/heartbeat", A).status_code == 200
         now = 1118.9
         assert registry.names() == ["a"]
         now = 1119.1

@@ -95,11 +95,9 @@ def test_a_fleet_started_together_neither_beats_nor_looks_for_its_records_togeth
 
 
 @pytest.mark.parametrize(
-    ("left", "timeout"), [(60, 10), (21, 10), (10, 5), (2, 1), (1, 1), (-9, 1)]
+    ("left", "timeout"), [(60, 10), (25, 10), (21, 8.5), (10, 5), (2, 1), (1, 1), (-9, 1)]
 )
-def test_one_of_several_requests_gets_half_of_what_the_record_has_left(
-    left: float, timeout: float
-) -> None:
+def test_one_of_several_requests_leaves_time_for_the_others(left: float, timeout: float) -> None:
     record = simulated_agent(SETTINGS, Clock(), longest, nobody).record
     record.accepted_at = left - 2 * SETTINGS.heartbeat_interval
     assert record.next_timeout() == timeout
