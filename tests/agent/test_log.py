@@ -146,7 +146,7 @@ def test_a_level_leaves_out_what_is_below_and_durations_are_told_in_short(
         ToyService(healthy=False) as service,
         Sidecar(registry, service, LOG_LEVEL="warning", **settings) as sidecar,
     ):
-        sidecar.wait_for("WARNING Service not healthy after 0.12 s: 503: .*; registering it anyway")
+        sidecar.wait_for("WARNING Service not healthy after 0.12 s: .*; registering it anyway")
         sidecar.wait_for("ERROR Service is DOWN")
         sidecar.stop()
     assert {line.split()[1] for line in sidecar.lines} == {"WARNING", "ERROR"}
