@@ -1948,7 +1948,7 @@ class Answer(NamedTuple):
         keys = ("detail", "message", "error") if isinstance(found, dict) else ()
         words = next((str(found[key]) for key in keys if key in found), None)
         if words is None:
-            readable = self.whole and b"\0" not in self.body  # else it is UTF-16, or no text
+            readable = self.whole and b"\0" not in self.body[:4]  # else it is UTF-16
             return self.body.decode("utf-8", "replace").strip() if readable else ""
         return words
 

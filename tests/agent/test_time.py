@@ -32,7 +32,7 @@ def test_after_a_freeze_the_registry_hears_of_it_at_once(service: ToyService) ->
     """The record is gone after two intervals: then it takes a registration."""
     with Registry(ttl=2 * INTERVAL) as registry, Sidecar(registry, service, **SETTINGS) as sidecar:
         sidecar.wait_for("Heartbeat accepted")
-        for intervals, operation in ((1.6, "heartbeat"), (2.1, "register")):
+        for intervals, operation in ((1.4, "heartbeat"), (2.1, "register")):
             before = registry.count()
             accepted = max(each.at for each in registry.requests if each.operation == "heartbeat")
             sidecar.process.send_signal(signal.SIGSTOP)

@@ -32,6 +32,10 @@ class SlowProbes(World):
 
     PROBE_TAKES = 0.98
 
+    def events(self) -> list[str]:
+        """Leave freezes out: the promise after them knows quick probes."""
+        return [event for event in super().events() if event not in ("frozen", "suspended")]
+
 
 def explore(
     module: Any,
@@ -58,7 +62,7 @@ def test_every_sequence(from_start: bool, uniform: Uniform, outcomes: int, part:
 
 
 def test_slow_probes_cost_no_record() -> None:
-    assert sum(1 for _ in explore(load(), 4, False, max, world=SlowProbes))
+    assert sum(1 for _ in explore(load(), 4, False, highest, world=SlowProbes))
 
 
 OTHER_SETTINGS: list[dict[str, str]] = [
@@ -244,7 +248,7 @@ FAULTS = {
         "a probe right after",
     ),
     "a request without time for another": (
-        "min(self.settings.registry_timeout, half)",
+        "min(self.settings.registry_timeout, timeout)",
         "self.settings.registry_timeout",
         "last accepted request",
     ),

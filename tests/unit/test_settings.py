@@ -345,8 +345,8 @@ def test_settings_and_doubts_reach_the_log_and_the_record(tmp_path: Path) -> Non
     sound = read_settings(settings)
     doubts = [f"WARNING {doubt}" for doubt in agent.doubts_about(sound, settings)]
     start = f"INFO Registry sidecar starts: version {agent.VERSION}, {agent.say_settings(sound)}"
-    assert len(doubts) == 5
-    assert [line.partition(" ")[2] for line in sidecar.lines[:6]] == [start, *doubts]
+    assert len(doubts) == 6
+    assert [line.partition(" ")[2] for line in sidecar.lines[:7]] == [start, *doubts]
     assert not re.search("s3cret|t0ken", sidecar.log)
 
 

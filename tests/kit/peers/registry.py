@@ -95,6 +95,7 @@ class Registry(Peer):
         if replica_of is not None:
             self.lock, self._records = replica_of.lock, replica_of._records
         self._memory: dict[str, _Record] = {}  # what one replica holds while the store is down
+        self._own: set[str] = set()  # the names that were registered through this replica
         self._operations: collections.Counter[tuple[str, str]] = collections.Counter()
         self._trials = 0  # heartbeats while half open
         self.store = store
@@ -194,6 +195,7 @@ class Registry(Peer):
             name, endpoint, health_endpoint, metadata, now, now, self.clock() + self.ttl
         )
         (self._records if self.store == "up" else self._memory)[name] = record
+        self._own.add(name)
         message = "Service registered successfully"
         if self.store == "half_open":
             message = "Service registered (circuit breaker open, local cache)"
@@ -238,7 +240,13 @@ class Registry(Peer):
         )
 
     def _health(self, _request: Request) -> Answer:
-        return Answer(200, {"status": "healthy" if self.store == "up" else "degraded"})
+        status = "healthy" if self.store == "up" else "degraded"
+        state = self.store.upper() if self.store in ("open", "half_open") else "CLOSED"
+        redis = {"status": status, "circuit_breaker": {"state": state}}
+        active = self._active_services()
+        return Answer(
+            200, {"status": status, "components": {"redis": redis}, "active_services": active}
+        )
 
     def _metrics(self, _request: Request) -> Answer:
         samples = [
@@ -246,9 +254,9 @@ class Registry(Peer):
             for (operation, status), number in sorted(self._operations.items())
         ]
         lines = [
-            "# HELP registry_active_services Services that this replica lists",
+            "# HELP registry_active_services Services that were registered through this replica",
             "# TYPE registry_active_services gauge",
-            f"registry_active_services {len(self.listed())}",
+            f"registry_active_services {self._active_services()}",
             "# HELP registry_circuit_breaker_open Whether this replica answers from its own memory",
             "# TYPE registry_circuit_breaker_open gauge",
             f"registry_circuit_breaker_open {int(self.store == 'open')}",
@@ -258,6 +266,11 @@ class Registry(Peer):
         ]
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Answer(200, "\n".join(lines) + "\n", {"Content-Type": kind})
+
+    def _active_services(self) -> int:
+        """Return how many services were registered through this replica and are still known."""
+        self._own = {name for name in self._own if name in self._memory or self._live(name)}
+        return len(self._own)
 
     # Refusals: each returns None where there is nothing to refuse.
 
