@@ -1646,7 +1646,7 @@ def parse_retry_after(value: str, date: str, wall_clock: float) -> float:
     header: the peer's clock may be wrong. `wall_clock` (Unix time) serves where there is none.
     """
     try:
-        if value.isdecimal():
+        if value.strip().isdecimal():
             return min(float(value), LONGEST_RETRY_AFTER)
         then = email.utils.parsedate_to_datetime(value).timestamp()
     except (ValueError, TypeError, OverflowError, OSError):
@@ -1910,7 +1910,7 @@ class Answer(NamedTuple):
     def retry_after(self) -> float:
         """The seconds that it asks to be left alone."""
         date = self.headers.get("Date", "")
-        return parse_retry_after(self.headers.get("Retry-After", "").strip(), date, time.time())
+        return parse_retry_after(self.headers.get("Retry-After", ""), date, time.time())
 
     @property
     def proof(self) -> str:

@@ -1,5 +1,6 @@
 """Files that settings name: what renews one counts at once, and what spoils one costs nothing."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,7 @@ def test_a_token_file_that_goes_bad_is_told_once_and_counts_again_when_it_is_bac
     file = tmp_path / "token"
     file.write_text("token-0")
     registry.token = "token-0"
-    asked = client(registry, REGISTRY_TOKEN_FILE=file)
-    assert asked.register({}, 5).meaning == ACCEPTED
+    asked = client(registry, REGISTRY_TOKEN_FILE=file)  # it may go bad before its first use
     for number, spoil in enumerate(SPOILS, 1):
         spoil(file)
         assert [asked.register({}, 5).meaning for _ in range(3)] == [ACCEPTED] * 3
@@ -165,9 +165,12 @@ def test_a_ca_file_counts_as_it_is_by_now_and_what_it_held_stays_where_it_goes_b
                 return registry.register({}, 5).advice
             return "" if service.probe() else service.problem
 
-        assert ask() == ""
-        for text in (None, "", "no certificate"):
-            file.unlink() if text is None else file.write_text(text)
+        for text in (None, "", "no certificate", "a pipe"):
+            file.unlink(missing_ok=True)
+            if text == "a pipe":
+                os.mkfifo(file)
+            elif text is not None:
+                file.write_text(text)
             caplog.clear()
             assert (ask(), ask()) == ("", "")
             (line,) = caplog.messages

@@ -226,3 +226,9 @@ def test_a_compressed_error_is_called_so(registry: Registry, coding: str) -> Non
     registry.play("register", ["status", 500, PACKED[coding], {"Content-Encoding": coding}])
     said = f"registry at {registry.url} answered 500, compressed ({coding}) though nobody asked"
     assert advice_of(registry).startswith(said)
+
+
+def test_what_only_seems_compressed_is_read(registry: Registry) -> None:
+    lost: list[object] = ["status", 500, {"detail": LOST_IT}, {"Content-Encoding": "utf-8"}]
+    registry.play("heartbeat", lost)
+    assert client(registry).heartbeat(5).meaning == LOST

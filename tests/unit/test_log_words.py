@@ -2,6 +2,7 @@
 
 import base64
 import codecs
+import html
 import http.client
 import itertools
 import json
@@ -53,6 +54,7 @@ def test_a_secret_is_blotted_out_in_whatever_form_a_peer_sends_it_back(token: st
     in_json, in_json_in_json = json.dumps(token)[1:-1], json.dumps(json.dumps(token))[3:-3]
     escaped = quote(token, safe="")
     forms = {token, in_json, in_json_in_json, quote(token), escaped}
+    forms |= {html.escape(token), html.escape(token).replace("&#x27;", "&#39;")}
     forms |= {repr(token)[1:-1], re.sub("%..", lambda found: found[0].lower(), escaped)}
     agent.secrets.clear()
     agent.keep_secret("another", [token])

@@ -19,6 +19,7 @@ import agent
 from kit.certificates import certificate
 from kit.parts import client, prober
 from kit.peers.dead import dead_port
+from kit.peers.faults import raw
 from kit.peers.server import CONNECT, Exchange, Peer
 from kit.peers.tls import Session
 from kit.sidecar import FOREVER, wait_until
@@ -119,6 +120,17 @@ def test_an_address_that_never_answers_costs_one_exchange(names: Names, way: str
         assert first.connections == 1
         first.resume()
         second.pause()  # while the registry's connection is kept
+        assert "no answer within 0.5 s" in call()
+        assert call() == ""
+
+
+@pytest.mark.parametrize("way", ["registry", "http"])
+def test_an_address_may_fall_silent_while_its_connection_is_kept(names: Names, way: str) -> None:
+    names.found = [HERE, THERE]
+    with Peer(HERE) as first, Peer(THERE, first.port):
+        call = caller(way, first.port, 0.5)
+        assert call() == ""
+        first.pause()
         assert "no answer within 0.5 s" in call()
         assert call() == ""
 
@@ -239,6 +251,54 @@ def test_long_headers_and_early_hints_are_ordinary(names: Names, way: str) -> No
         assert [call() for _ in range(4)] == [""] * 4
         assert peer.connections == (1 if way == "registry" else 4)
     assert len(names.asked) == peer.connections
+
+
+# What ends a body that says nothing of the connection's end.
+ENDED = {
+    "blank": b"200 OK\r\nTransfer-Encoding: chunked \r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "list": b"200 OK\r\nTransfer-Encoding: identity, Chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "no-body": b"204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "not-modified": b"304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", ENDED.values(), ids=ENDED)
+def test_a_body_ends_where_its_framing_says_so(sent: bytes) -> None:
+    """RFC 9112, section 6.3. The connection stays open."""
+
+    def play(exchange: Exchange) -> None:
+        exchange.connection.sendall(b"HTTP/1.1 " + sent)
+        read.wait(30)
+
+    read = threading.Event()
+    with Peer() as peer:
+        peer.play("*", play)
+        asked = agent.Peer(peer.url, agent.Signals(), True, None)
+        answer = asked.exchange("GET", "/", {}, b"", 5.0)
+        read.set()
+    assert (answer.status, answer.body) == (int(sent[:3]), b"{}" if sent[:3] == b"200" else b"")
+    assert answer.failure is None
+
+
+class Slow(agent.PatientSocket):
+    """A socket on which sending takes longer than the other side needs to close."""
+
+    def sendall(self, *arguments: Any) -> None:
+        time.sleep(0.05)
+        super().sendall(*arguments)
+
+
+def test_an_answer_counts_though_it_comes_before_the_request_was_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of an overloaded gateway, which reads nothing and closes at once."""
+    monkeypatch.setattr(agent, "PatientSocket", Slow)
+    busy = b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\nContent-Length: 0\r\n\r\n"
+    with Peer() as peer:
+        peer.play(CONNECT, raw(busy), times=FOREVER)
+        asked = agent.Peer(peer.url, agent.Signals(), False, None)
+        answers = [asked.exchange("POST", "/", {}, b"{}", 5.0) for _ in range(5)]
+    assert [answer.retry_after for answer in answers] == [9] * 5
 
 
 # ---- the registry's connection: kept, opened again at no price; what comes between is no answer

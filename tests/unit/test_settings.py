@@ -372,6 +372,8 @@ HTTPS = {"SERVICE_SCHEME": "https"}
 # Variables, and the beginning of the one doubt about them, as a pattern; or that there is none.
 DOUBTS: list[tuple[dict[str, str], str | None]] = [
     ({}, None),
+    ({"SERVICE_HOST": "localhost"}, "SERVICE_HOST=localhost: callers .* reach themselves; set it"),
+    ({"SERVICE_HOST": "[::]"}, "SERVICE_HOST=::: callers .* reach themselves"),
     ({"HEARTBEAT_INTERVAL": "30.5"}, r"HEARTBEAT_INTERVAL=30\.5: .* after 60 s.* set it to 30 or"),
     ({"HEARTBEAT_INTERVAL": "600", "REGISTRY_URL": "consul://consul"}, None),  # its TTL follows
     ({"SERVICE_HEALTH_RETRIES": "8"}, None),
@@ -448,6 +450,9 @@ def test_a_variable_that_looks_like_a_setting_is_warned_of_and_no_other() -> Non
         (line,) = doubts(**{name: "s3cret"})
         assert re.match(rf"{name}: is no setting.*\b{meant}\b", line)
         assert "s3cr" not in line
+    done = run_agent({"SERVICE_NAMES": "osint", "SERVICE_HOST": "vertice-osint"})
+    assert "SERVICE_NAME is not set" in done.stdout
+    assert "SERVICE_NAMES: is no setting of the sidecar; SERVICE_NAME is one" in done.stdout
     for name in (*NO_SLIPS.split(), *SETTINGS):
         assert agent.doubts_about(read(), {name: "tcp://10.96.0.7:80"}) == [], name
 

@@ -193,6 +193,7 @@ NO_LISTS: dict[str, object] = {
     "a list that is cut off": cut_off('["another_service", "osi'),
     "a list of more than 64 KB": status(200, ["another_service"] * 5000),
     "no answer": "hang",
+    "objects": ["status", 200, [{"service_name": NAME}]],
 }
 NO_REGISTRY = {
     "by its type alone": status(201, "Welcome", {"Content-Type": "TEXT/HTML"}),
@@ -226,6 +227,12 @@ def test_what_is_no_list_does_not_tell_whether_the_record_is_there(
         assert answer.advice.startswith("GET /services does not tell whether the record is there")
     registry.forget()
     assert asker.look(5).meaning == agent.LOST
+
+
+def test_what_is_not_there_is_deregistered(registry: Registry, asker: agent.Registry) -> None:
+    for body, meaning in (({"detail": "Not Found"}, agent.ACCEPTED), (HTML, agent.FAILED)):
+        registry.play("deregister", ["status", 404, body])
+        assert asker.deregister(5).meaning == meaning
 
 
 def test_a_page_and_half_an_answer_are_no_registry_s_and_any_other_2xx_is(
