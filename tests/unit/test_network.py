@@ -313,6 +313,13 @@ def peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Peer,
         yield peer, client(peer, **({"REGISTRY_CA_FILE": ca_file} if secure else {}))
 
 
+def test_no_more_bytes_are_taken_than_an_exchange_may_have(
+    peer: tuple[Peer, agent.Registry],
+) -> None:
+    peer[0].play("*", raw(b"HTTP/1.1 102 Processing\r\n\r\n" * 20_000))
+    assert peer[1].heartbeat(5).advice.endswith(": the answer is longer than 128 KB")
+
+
 UNASKED = (
     b"HTTP/1.1 408 Request Time-out\r\nContent-Length: 0\r\n\r\n",
     b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}",
