@@ -140,12 +140,13 @@ PARTS = 2  # tests for an endpoint that meets all, to share among the cores
 def is_good(name: str, operation: str) -> bool:
     """Tell whether this fault is a success all the same, by what arrives.
 
-    Any 2xx, whatever its body.
+    Any 2xx, whatever its body; and what is not there is deregistered.
     """
     if operation == "list" or (operation == "health" and name in UNFINISHED):
         return False  # none of them lists the service; and a probe has to end in time
     number = re.search(r"_(\d{3})$", name)
-    return 200 <= STATUS.get(name, int(number[1]) if number else 200) < 300
+    code = STATUS.get(name, int(number[1]) if number else 200)
+    return 200 <= code < 300 or (operation == "deregister" and code in (404, 410))
 
 
 def judgement(name: str, endpoint: Endpoint) -> str:

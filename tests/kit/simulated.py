@@ -15,10 +15,16 @@ Carrier = Callable[[str, str, float], agent.Answer]
 
 
 class Undisturbed(agent.Signals):
-    """Signals that never come: a pause is slept in one go."""
+    """Signals that never come: a pause is slept in one go, and this process's stay as they are."""
 
     def pause_until(self, end: float) -> None:
         self.sleep(max(end - self.clock(), 0.0))
+
+    def mask(self) -> None:
+        self.stopping = False
+
+    def unmask(self) -> None:
+        """Take none."""
 
 
 class NoFile(agent.SignOfLife):

@@ -1,6 +1,5 @@
 """What the tests in this process have in common."""
 
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -20,9 +19,7 @@ settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)
-def leave_no_trace() -> Iterator[None]:
-    """Let no test's secrets be blotted out of another's words, nor an agent's end mask signals."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+def forget_secrets() -> Iterator[None]:
+    """Let no test's secrets be blotted out of another's words."""
     yield
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     agent.secrets.clear()
