@@ -120,6 +120,7 @@ SPOILS: tuple[Callable[[Path], object], ...] = (
     lambda file: replace(file, "two words"),
     lambda file: replace(file, "token", "utf-16"),
     lambda file: replace(file, "x" * 100_000),
+    Path.unlink,  # once more
 )
 
 
