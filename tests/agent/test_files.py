@@ -116,11 +116,11 @@ def test_a_token_renewed_right_before_the_end_deregisters(
 
 SPOILS: tuple[Callable[[Path], object], ...] = (
     Path.unlink,
+    Path.unlink,  # once more
     lambda file: replace(file, ""),
     lambda file: replace(file, "two words"),
     lambda file: replace(file, "token", "utf-16"),
     lambda file: replace(file, "x" * 100_000),
-    Path.unlink,  # once more
 )
 
 
