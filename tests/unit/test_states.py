@@ -83,6 +83,14 @@ def test_a_slot_is_a_probe_and_a_heartbeat_and_a_repeated_one_waits_for_no_probe
     ]  # fmt: skip
 
 
+def test_an_outage_is_over_where_the_service_is_down_too() -> None:
+    """Nothing is sent then that could end it, and nothing may tell of its end later."""
+    subject = simulated_agent(SETTINGS, Clock(), longest, nobody, lambda *_request: Answer(200))
+    subject.record.outage = (0.0, 3)
+    assert subject.service_down() == subject.registering
+    assert subject.record.outage is None
+
+
 def test_a_fleet_started_together_neither_beats_nor_looks_for_its_records_together() -> None:
     """Nor does it repeat anything together: each has chance numbers of its own."""
     began = healthcheck.clock()
