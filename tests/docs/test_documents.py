@@ -154,7 +154,7 @@ def real_output() -> tuple[list[str], list[str]]:
 def test_every_log_line_and_health_line_that_it_quotes_is_real() -> None:
     log, health = real_output()
     # In tests/containers/test_failures.py, with a DNS server that answers nothing; in
-    # tests/agent/test_log_unread.py; in tests/agent/test_network_lost.py.
+    # tests/agent/test_log_unread.py; in test_failures.py again.
     elsewhere = ("name look-up failed", "lines of the log were dropped", "Network lost: nothing")
     for row in table(README, "What happens when"):
         for quoted in code(row[2]):
