@@ -25,6 +25,7 @@ def test_messy(client, images, lab, image):
     client.networks.create(name, labels=labels)
     client.volumes.create(name, labels=labels)
     client.containers.run(image, detach=True, labels=labels, name=name, network=name)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     os.kill(os.getpid(), signal.SIGINT)
 """
 
