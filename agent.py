@@ -219,7 +219,8 @@ class Agent:
             self.record.note_failure("Registration", answer, wait)
             self.pause(wait)
             if not self.service.seen:
-                self.probe()  # it is registered anyway, and perhaps healthy by now
+                # It is registered anyway, and perhaps healthy by now.
+                self.probe()
             elif not self.is_healthy():
                 break
         return self.service_down
@@ -253,7 +254,8 @@ class Agent:
     def service_down(self) -> State:
         """Send nothing, so that the record expires, until the service is healthy again."""
         since = said = self.clock()
-        self.record.outage = None  # nothing is sent from now on that could end it
+        # Nothing is sent from now on that could end it.
+        self.record.outage = None
         down = "Service is DOWN: %s; no heartbeat until it is healthy again"
         log.error(down, self.service.problem)
         good = 0
@@ -598,7 +600,8 @@ class Registry:
         answer = self.ask("GET", "/services", timeout)
         names = answer.json() if answer.meaning == ACCEPTED else None
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            why = answer.advice or answer.say()  # a list of more than 64 KB is none
+            # A list of more than 64 KB is none.
+            why = answer.advice or answer.say()
             advice = f"GET /services does not tell whether the record is there: {why}"
             return answer._replace(meaning=FAILED, advice=advice)
         if self.settings.service_name in names:
@@ -720,7 +723,8 @@ class Consul(Registry):
         }
         answer = self.ask("PUT", "/v1/agent/service/register", timeout / 2, record)
         if answer.meaning == ACCEPTED:
-            self.heartbeat(timeout / 2)  # the next one does, where this one fails
+            # Where this one fails, the next one does it.
+            self.heartbeat(timeout / 2)
         return answer
 
     def heartbeat(self, timeout: float) -> Answer:
@@ -963,7 +967,8 @@ class Check:
             self.tell("settings", "", doubt and f"but {doubt}")
         self.try_health_file()
         kind, elsewhere = settings.service_health_check, service.peer.wire.host != service.port.host
-        for_callers = kind == "none" or (kind == "http" and elsewhere)  # the name is for them alone
+        # Then SERVICE_HOST is a name for callers alone, and perhaps known to them alone.
+        for_callers = kind == "none" or (kind == "http" and elsewhere)
         timeout = settings.service_health_timeout
         if for_callers or self.look_up("SERVICE_HOST", service.port, timeout):
             self.probe()
@@ -1148,7 +1153,8 @@ def read_authorities(path: str) -> Any:
     if ssl is None:
         return None
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError("it is no plain file")  # and OpenSSL would wait for a pipe
+        # OpenSSL would wait for a pipe.
+        raise ValueError("it is no plain file")
     return ssl.create_default_context(cafile=path)
 
 
@@ -1562,7 +1568,8 @@ class NamedFile(Generic[T]):
         self.mark: object = ()
         self.bad_mark: object = ()
         keep_secret(name, secrets(value))
-        self.now()  # it was sound a moment ago, and may not be at its first use
+        # It was sound a moment ago, and may not be at its first use.
+        self.now()
 
     def now(self) -> T:
         """Return what it holds by now."""
@@ -1948,7 +1955,8 @@ class Answer(NamedTuple):
         keys = ("detail", "message", "error") if isinstance(found, dict) else ()
         words = next((str(found[key]) for key in keys if key in found), None)
         if words is None:
-            readable = self.whole and b"\0" not in self.body[:4]  # else it is UTF-16
+            # What has a NUL so early is UTF-16.
+            readable = self.whole and b"\0" not in self.body[:4]
             return self.body.decode("utf-8", "replace").strip() if readable else ""
         return words
 
@@ -2135,7 +2143,8 @@ class Peer(HTTPAdapter):
             # peer has announced that it closes it, http.client has done so.
             fit = self.keep and answer.ok and answer.whole
         except Exception as error:  # whatever a hostile answer makes the libraries raise
-            wrapped = isinstance(error, requests.ConnectionError)  # as the adapter does an OSError
+            # The adapter wraps each OSError.
+            wrapped = isinstance(error, requests.ConnectionError)
             answer = answer._replace(failure=error.args[0] if wrapped else error)
         finally:
             if not fit:
@@ -2392,7 +2401,8 @@ class Wire:
                 self.wait(sock.readiness(select.POLLOUT), end)
                 problem = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if not problem and sock.getsockname() == place:
-                problem = errno.ECONNREFUSED  # nobody listens there, and it met itself
+                # Nobody listens there, and it met itself.
+                problem = errno.ECONNREFUSED
             if problem:
                 raise OSError(problem, os.strerror(problem))
         except BaseException:
@@ -2460,7 +2470,8 @@ class LookUp:
             question = self.host, self.port, self.family, socket.SOCK_STREAM
             self.answer = socket.getaddrinfo(*question)
         except Exception as error:
-            self.answer = error.with_traceback(None)  # which would hold this thread's frame
+            # A traceback would hold this thread's frame.
+            self.answer = error.with_traceback(None)
         finally:
             self.running.release()
 

@@ -69,7 +69,8 @@ class Child:
     def __init__(self, point: int) -> None:
         self.point, self.slept = point, 0
         self.counts = False  # whether the window is open
-        self.files = {name: tempfile.TemporaryFile() for name in ("place", "stdout", "stderr")}  # noqa: SIM115
+        names = ("place", "stdout", "stderr")
+        self.files = {name: tempfile.TemporaryFile() for name in names}  # noqa: SIM115
         self.place = self.files["place"].fileno()
         self.pid = os.fork()
         if self.pid == 0:
