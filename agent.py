@@ -2064,6 +2064,17 @@ class Connection(http.client.HTTPConnection):
         """Open the wire."""
         self.sock = self.wire.open()
 
+    def send(self, data: Any) -> None:
+        """Send, and leave it to the answer whether the peer has closed.
+
+        For it may have answered, and closed, before it had heard all of the request.
+        """
+        try:
+            super().send(data)
+        except ConnectionError:
+            if self.sock is None:  # it could not be opened
+                raise
+
 
 class Peer(HTTPAdapter):
     """One HTTP server, and the one connection to it, which is kept where that is wanted.
@@ -2113,12 +2124,7 @@ class Peer(HTTPAdapter):
         while True:
             kept = self.connection.sock is not None
             try:
-                try:
-                    self.connection.request(method, url, body, headers)
-                except ConnectionError:
-                    if self.connection.sock is None:
-                        raise
-                    # It may have answered, and closed, before it had heard all of the request.
+                self.connection.request(method, url, body, headers)
                 return self.connection.getresponse()
             except ConnectionError:
                 if not kept:
