@@ -110,8 +110,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         for doubt in doubts_about_names(os.environ):
             log.warning("%s", doubt)
         return 2
-    for name in ("registry_url", "service_health_endpoint"):
-        keep_secret(name, url_secrets(getattr(settings, name)))
+    keep_credentials(settings)
     doubts = doubts_about(settings, os.environ)
     try:
         if checks:
@@ -1722,6 +1721,12 @@ def url_secrets(url: str) -> list[str]:
     basic = basic_credentials(url).get("Authorization", "").removeprefix("Basic ")
     # Without a password, the user is a key.
     return [basic, password, parts.password or ""] if password else [basic, user]
+
+
+def keep_credentials(settings: Settings) -> None:
+    """Keep the credentials in the settings' URLs out of the log."""
+    for name in ("registry_url", "service_health_endpoint"):
+        keep_secret(name, url_secrets(getattr(settings, name)))
 
 
 def header_secrets(headers: Mapping[str, str]) -> list[str]:

@@ -19,8 +19,7 @@ def read(registry: Peer | None, service: Peer | None, /, **variables: object) ->
     if service is not None:
         places["SERVICE_PORT"] = service.port
     settings = agent.read_settings({key: str(each) for key, each in (places | variables).items()})
-    for name in ("registry_url", "service_health_endpoint"):
-        agent.keep_secret(name, agent.url_secrets(getattr(settings, name)))
+    agent.keep_credentials(settings)
     return settings
 
 
