@@ -53,8 +53,6 @@ class Scale(NamedTuple):
     heartbeats: int  # for the memory
     repeats: int
     rounds: int  # of probe and heartbeat, in each repeat
-    sidecars: int = 0  # of no use any more, as the next
-    seconds: float = 0.0
 
 
 FULL = Scale(10_000, 5, 1000)

@@ -9,7 +9,7 @@ from bench.processes import NotMeasuredError, Peers, Version, build_images, run_
 from containers.compose import unavailable
 from kit.sidecar import ROOT
 
-TINY = run.Scale(heartbeats=40, repeats=1, rounds=40, sidecars=2, seconds=2.0)
+TINY = run.Scale(heartbeats=40, repeats=1, rounds=40)
 NOW = [Version(ROOT)]
 
 

@@ -188,11 +188,6 @@ class Peer:
         self.tls = tls
         self._context.load_cert_chain(*tls)
 
-    def stop_listening(self) -> None:
-        """Refuse new connections, go on answering on the open ones."""
-        if self._server:
-            self._server.stop_listening()
-
     def pause(self) -> None:
         """Accept connections but answer nothing, like a stopped process (/_control works on)."""
         self._going.clear()
